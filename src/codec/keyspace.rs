@@ -1,0 +1,87 @@
+//! Every keyspace, and every prefix of a key that lasts, in one file.
+//!
+//! The first byte of an internal key is its keyspace. Users' keys may be any bytes; the byte in front
+//! keeps them apart from what the system stores about itself.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::types::{KeyRange, NodeId};
+
+/// The system keyspace: node registry, shard map, timestamp ceiling.
+pub const SYSTEM: u8 = 0x00;
+/// Users' keys.
+pub const USER: u8 = 0x01;
+/// Query indexes.
+pub const INDEX: u8 = 0x02;
+
+/// The internal key of a user's key.
+pub fn user_key(key: &[u8]) -> Bytes {
+    let mut internal = BytesMut::with_capacity(key.len() + 1);
+    internal.put_u8(USER);
+    internal.put_slice(key);
+    internal.freeze()
+}
+
+/// The user's key in an internal key; `None` where it is of another keyspace.
+pub fn strip_user(internal: &Bytes) -> Option<Bytes> {
+    (internal.first() == Some(&USER)).then(|| internal.slice(1..))
+}
+
+/// The internal range of a range of users' keys.
+pub fn user_range(range: &KeyRange) -> KeyRange {
+    let end = match &range.end {
+        Some(end) => user_key(end),
+        None => Bytes::from_static(&[USER + 1]),
+    };
+    KeyRange { start: user_key(&range.start), end: Some(end) }
+}
+
+/// All of the system keyspace.
+pub fn system_range() -> KeyRange {
+    KeyRange::new(Bytes::new(), Some(Bytes::from_static(&[USER])))
+}
+
+/// The system key of a node's registry record.
+pub fn node_record(node: NodeId) -> Bytes {
+    let mut key = BytesMut::from(&b"\x00node/"[..]);
+    key.put_u64(node.0);
+    key.freeze()
+}
+
+/// The system keys of all nodes' registry records.
+pub fn node_records() -> KeyRange {
+    KeyRange::prefix(&b"\x00node/"[..])
+}
+
+/// The system key of a shard's catalogue entry, by the start of its range, so that the map is read in
+/// key order.
+pub fn shard_record(range_start: &[u8]) -> Bytes {
+    let mut key = BytesMut::from(&b"\x00shard/"[..]);
+    key.put_slice(range_start);
+    key.freeze()
+}
+
+/// The system keys of all shards' catalogue entries.
+pub fn shard_records() -> KeyRange {
+    KeyRange::prefix(&b"\x00shard/"[..])
+}
+
+/// The system key of the timestamp ceiling.
+pub const TIMESTAMP_CEILING: &[u8] = b"\x00oracle/ceiling";
+/// The system key of the highest node id given so far.
+pub const LAST_NODE_ID: &[u8] = b"\x00last_node_id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keyspaces_do_not_overlap() {
+        let users = user_range(&KeyRange::all());
+        assert!(users.contains(&user_key(b"")) && users.contains(&user_key(&[0xff; 8])));
+        assert!(system_range().contains(TIMESTAMP_CEILING) && !users.contains(TIMESTAMP_CEILING));
+        assert_eq!(system_range().intersect(&users), None);
+        assert_eq!(strip_user(&user_key(b"k")), Some(Bytes::from_static(b"k")));
+        assert_eq!(strip_user(&Bytes::from_static(TIMESTAMP_CEILING)), None);
+    }
+}

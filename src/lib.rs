@@ -1,0 +1,38 @@
+//! kvorum: a Raft-replicated, sharded, strictly serializable key-value store.
+//!
+//! Three ways in:
+//!
+//! - [`client::Client`] talks to a cluster (feature `client`; no RocksDB, no openraft).
+//! - [`Embedded`](node::Embedded) is a complete store inside your own process, behind the same client.
+//! - the `kvorum` command starts nodes, forms clusters and reads and writes data from a shell.
+//!
+//! The modules stand on floors and import downward only; `docs/ARCHITECTURE.md` has the table, and
+//! `tests/layers.rs` keeps it.
+
+pub mod codec;
+pub mod rpc;
+pub mod types;
+
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
+// pub use client::Client;
+
+#[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
+pub mod engine;
+#[cfg(feature = "server")]
+pub mod gateway;
+#[cfg(feature = "server")]
+pub mod mvcc;
+#[cfg(feature = "server")]
+pub mod node;
+#[cfg(feature = "server")]
+pub mod oracle;
+#[cfg(feature = "server")]
+pub mod raft;
+#[cfg(feature = "server")]
+pub mod shard;
+
+pub use types::{Error, ErrorKind, Result};

@@ -1,0 +1,1 @@
+//! Floor 6: a node: everything wired together.

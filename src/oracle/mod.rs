@@ -1,0 +1,1 @@
+//! Floor 3: timestamps in blocks under a ceiling.

@@ -1,0 +1,5 @@
+//! Floor 5: Raft groups. The only place that names openraft.
+
+mod types;
+
+pub use types::{Applied, Payload, TypeConfig};

@@ -1,0 +1,49 @@
+//! What a shard's log carries, and what a replica knows besides its rows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Operation, RequestId, ShardDescriptor, Timestamp};
+
+/// An operation with everything that apply needs to know: who asks, and at which timestamp.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// Recognises a retry (rule R8).
+    pub id: RequestId,
+    /// The commit timestamp, asked for after the command arrived at the leader.
+    pub timestamp: Timestamp,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// The body of one Raft entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Entry {
+    /// A sequencer's batch; timestamps rise strictly within it and above all that was applied before.
+    Commands(Vec<Command>),
+    /// Raises the timestamp ceiling (system shard only). Bears no timestamp and bypasses the sequencer.
+    RaiseCeiling {
+        /// The new ceiling; a lower one than the present is ignored.
+        ceiling: Timestamp,
+    },
+}
+
+/// A replica's state besides its rows. Written in the same batch as the rows of each entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// The shard's range, epoch and members: the authority, where the shard map is only a catalogue.
+    pub descriptor: ShardDescriptor,
+    /// The timestamp of the last command applied: everything that will ever be sequenced at or below it
+    /// is here.
+    pub closed: Timestamp,
+    /// A chain over every write applied so far; equal on all replicas at the same log index.
+    pub checksum: u64,
+    /// The timestamp ceiling (system shard only; zero elsewhere). The oracle hands out nothing above it.
+    pub ceiling: Timestamp,
+}
+
+impl State {
+    /// The state of a shard that has applied nothing.
+    pub fn new(descriptor: ShardDescriptor) -> Self {
+        Self { descriptor, closed: Timestamp::ZERO, checksum: 0, ceiling: Timestamp::ZERO }
+    }
+}

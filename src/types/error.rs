@@ -1,0 +1,135 @@
+//! Errors, sorted by what the caller does next.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeId, ShardDescriptor};
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the caller does next. A kind exists only where callers act differently.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// Another operation was in the way; nothing was done. Retry at once, or read again first.
+    Conflict,
+    /// It went to the wrong place; nothing was done. Follow the hint. The client library does.
+    Moved,
+    /// No quorum or no node could be reached in time; nothing was done. Retry later.
+    Unavailable,
+    /// It may have taken effect, or may not, and that can't be learnt. Read before doing it again.
+    Undetermined,
+    /// The request is wrong; nothing was done. Correct it; a retry gets the same answer.
+    Invalid,
+    /// It refers to a time whose data is gone. Start again from a newer timestamp.
+    TooOld,
+    /// This caller may not do this here (wrong cluster, wiped node, no permission).
+    Denied,
+    /// Stored data failed a check, or a format is unknown. Needs an operator.
+    Corrupt,
+}
+
+impl ErrorKind {
+    /// The kind's name as it stands in JSON and in gRPC metadata.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Moved => "moved",
+            Self::Unavailable => "unavailable",
+            Self::Undetermined => "undetermined",
+            Self::Invalid => "invalid",
+            Self::TooOld => "too_old",
+            Self::Denied => "denied",
+            Self::Corrupt => "corrupt",
+        }
+    }
+
+    /// The exit code of the `kvorum` command for the kind. 0 is success and 1 is "no such key".
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Invalid => 2,
+            Self::Unavailable => 3,
+            Self::Conflict => 4,
+            Self::Undetermined => 5,
+            Self::TooOld => 6,
+            Self::Denied => 7,
+            Self::Corrupt => 8,
+            Self::Moved => 9,
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A node that is believed to lead a shard.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaderHint {
+    /// Its id.
+    pub node: NodeId,
+    /// Its gRPC address, as `host:port`.
+    pub grpc_addr: String,
+}
+
+/// What a node that can't serve a request knows about who can.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Moved {
+    /// The shard that now holds the key, if known.
+    pub shard: Option<ShardDescriptor>,
+    /// Who leads it, if known.
+    pub leader: Option<LeaderHint>,
+}
+
+/// An error: what was wrong, the value, the limit, and what to do, in `message`.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What the caller does next.
+    pub kind: ErrorKind,
+    /// For people.
+    pub message: String,
+    /// Where to go instead; only with [`ErrorKind::Moved`].
+    pub moved: Option<Box<Moved>>,
+}
+
+impl Error {
+    /// An error of any kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), moved: None }
+    }
+
+    /// The request is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// Nobody could serve it in time; nothing was done.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unavailable, message)
+    }
+
+    /// It may or may not have taken effect.
+    pub fn undetermined(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Undetermined, message)
+    }
+
+    /// Not allowed here.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Denied, message)
+    }
+
+    /// Stored data is not what it must be.
+    pub fn corrupt(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    /// It went to the wrong place.
+    pub fn moved(message: impl Into<String>, moved: Moved) -> Self {
+        Self { kind: ErrorKind::Moved, message: message.into(), moved: Some(Box::new(moved)) }
+    }
+}

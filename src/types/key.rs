@@ -1,0 +1,117 @@
+//! Keys are bytes in their natural order; ranges are half open.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The order in which a scan returns rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Smallest key first.
+    #[default]
+    Forward,
+    /// Largest key first.
+    Reverse,
+}
+
+/// The keys from `start` (inclusive) up to `end` (exclusive; `None` is past every key).
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyRange {
+    /// The first key of the range. Empty is before every key.
+    pub start: Bytes,
+    /// The first key past the range, or `None` where it is unbounded.
+    pub end: Option<Bytes>,
+}
+
+impl KeyRange {
+    /// A range from `start` up to, not including, `end`.
+    pub fn new(start: impl Into<Bytes>, end: Option<Bytes>) -> Self {
+        Self { start: start.into(), end }
+    }
+
+    /// Every key.
+    pub fn all() -> Self {
+        Self { start: Bytes::new(), end: None }
+    }
+
+    /// Every key that begins with `prefix`.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let start = prefix.into();
+        let end = prefix_end(&start);
+        Self { start, end }
+    }
+
+    /// Whether `key` lies in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        key >= self.start.as_ref() && self.end.as_ref().is_none_or(|end| key < end.as_ref())
+    }
+
+    /// Whether every key of `other` lies in this range.
+    pub fn covers(&self, other: &KeyRange) -> bool {
+        other.start >= self.start
+            && match (&self.end, &other.end) {
+                (None, _) => true,
+                (Some(_), None) => false,
+                (Some(mine), Some(theirs)) => theirs <= mine,
+            }
+    }
+
+    /// The keys that lie in both, or `None` where there are none.
+    pub fn intersect(&self, other: &KeyRange) -> Option<KeyRange> {
+        let start = self.start.clone().max(other.start.clone());
+        let end = match (&self.end, &other.end) {
+            (None, end) | (end, None) => end.clone(),
+            (Some(a), Some(b)) => Some(a.min(b).clone()),
+        };
+        let range = KeyRange { start, end };
+        (!range.is_empty()).then_some(range)
+    }
+
+    /// Whether no key can lie in the range (its end is not past its start).
+    pub fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
+    }
+}
+
+impl fmt::Debug for KeyRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.end {
+            Some(end) => write!(f, "[{:?}, {:?})", self.start, end),
+            None => write!(f, "[{:?}, end)", self.start),
+        }
+    }
+}
+
+/// The first key past all keys that begin with `prefix`; `None` where there is none (only 0xff).
+pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
+    let keep = prefix.iter().rposition(|byte| *byte != 0xff)?;
+    let mut end = prefix[..=keep].to_vec();
+    end[keep] += 1;
+    Some(end.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_end_carries_over_0xff() {
+        assert_eq!(prefix_end(b"ab"), Some(Bytes::from_static(b"ac")));
+        assert_eq!(prefix_end(b"a\xff\xff"), Some(Bytes::from_static(b"b")));
+        assert_eq!(prefix_end(b"\xff"), None);
+        assert_eq!(prefix_end(b""), None);
+    }
+
+    #[test]
+    fn ranges_intersect_and_cover() {
+        let whole = KeyRange::all();
+        let left = KeyRange::new("a", Some("m".into()));
+        let right = KeyRange::new("m", None);
+        assert!(whole.covers(&left) && whole.covers(&right) && !left.covers(&whole));
+        assert_eq!(left.intersect(&right), None);
+        assert_eq!(whole.intersect(&left), Some(left.clone()));
+        assert!(left.contains(b"a") && !left.contains(b"m") && right.contains(b"m"));
+    }
+}

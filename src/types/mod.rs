@@ -1,0 +1,18 @@
+//! Floor 0: the words everything else is written in. Imports no other module of the crate.
+
+mod command;
+mod descriptor;
+mod error;
+mod id;
+mod key;
+pub mod limits;
+mod record;
+mod timestamp;
+
+pub use command::{BatchResult, Condition, Expect, Operation, Outcome, Refusal, RequestId, Step};
+pub use descriptor::{Epoch, NodeRecord, ShardDescriptor};
+pub use error::{Error, ErrorKind, LeaderHint, Moved, Result};
+pub use id::{ClusterId, NodeId, ShardId, StoreId};
+pub use key::{Direction, KeyRange, prefix_end};
+pub use record::Record;
+pub use timestamp::Timestamp;
