@@ -19,8 +19,8 @@ use crate::rpc::v1::kv_server::{Kv, KvServer};
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::{self, session_request};
 use crate::types::{
-    BatchResult, Direction, Error, ErrorKind, Expect, KeyRange, LeaderHint, Moved, NodeId, Operation, Outcome,
-    Record, RequestId, Result, ShardDescriptor, Step, Timestamp,
+    BatchResult, Direction, Error, ErrorKind, Expect, KeyRange, LeaderHint, Moved, NodeId, Operation,
+    Outcome, Record, RequestId, Result, ShardDescriptor, Step, Timestamp,
 };
 
 pub(super) const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
@@ -152,7 +152,10 @@ impl World {
                     self.led(node, key)?;
                 }
                 let at = at.unwrap_or_else(|| self.next_ts());
-                Reply::GetMany(convert::get_many_reply(keys.iter().map(|key| self.read(key, at)).collect(), at))
+                Reply::GetMany(convert::get_many_reply(
+                    keys.iter().map(|key| self.read(key, at)).collect(),
+                    at,
+                ))
             }
             Call::ScanPage(scan) => self.page(node, scan)?,
             Call::Timestamp => {
@@ -245,7 +248,9 @@ impl World {
                 self.set(ts, key, None);
                 BatchResult::Deleted { existed }
             }
-            Step::Add { key, delta } => BatchResult::Added { value: self.added(ts, key, *delta).unwrap_or(0) },
+            Step::Add { key, delta } => {
+                BatchResult::Added { value: self.added(ts, key, *delta).unwrap_or(0) }
+            }
             Step::Get { key } => BatchResult::Got { record: self.read(key, ts) },
         }
     }
@@ -569,7 +574,10 @@ impl Cluster for FakeNode {
         Ok(Response::new(self.world.lock().map()))
     }
 
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusReply>, Status> {
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusReply>, Status> {
         let node = v1::Node { id: self.id.0, ..Default::default() };
         let reply = v1::GetStatusReply { cluster_id: CLUSTER.into(), node: Some(node), ..Default::default() };
         Ok(Response::new(reply))

@@ -5,7 +5,10 @@ use crate::codec::keyspace::{system_range, user_key};
 use crate::types::{Epoch, LeaderHint};
 
 fn descriptor(id: u64, start: &str, end: Option<&str>, epoch: u64) -> ShardDescriptor {
-    let range = KeyRange::new(Bytes::copy_from_slice(start.as_bytes()), end.map(|end| Bytes::copy_from_slice(end.as_bytes())));
+    let range = KeyRange::new(
+        Bytes::copy_from_slice(start.as_bytes()),
+        end.map(|end| Bytes::copy_from_slice(end.as_bytes())),
+    );
     ShardDescriptor {
         id: ShardId(id),
         range: user_range(&range),
@@ -20,7 +23,10 @@ fn map(shards: &[(ShardDescriptor, u64)]) -> v1::GetMapReply {
         nodes: (1..=3).map(node).collect(),
         shards: shards
             .iter()
-            .map(|(shard, leader)| v1::Placement { shard: Some(convert::descriptor_to_proto(shard)), leader: *leader })
+            .map(|(shard, leader)| v1::Placement {
+                shard: Some(convert::descriptor_to_proto(shard)),
+                leader: *leader,
+            })
             .collect(),
         ..Default::default()
     }
@@ -53,7 +59,9 @@ fn keys_and_bounds_find_their_shard() {
     }
     assert_eq!(shard(&router, Place::Key(b"")), 1);
     assert_eq!(shard(&router, Place::Key(&[0xff; 4])), 3);
-    for (bound, id) in [(Some("a"), 1), (Some("h"), 1), (Some("h0"), 2), (Some("p"), 2), (Some("z"), 3), (None, 3)] {
+    for (bound, id) in
+        [(Some("a"), 1), (Some("h"), 1), (Some("h0"), 2), (Some("p"), 2), (Some("z"), 3), (None, 3)]
+    {
         assert_eq!(shard(&router, Place::Below(bound.map(str::as_bytes))), id, "below {bound:?}");
     }
     assert_eq!(shard(&router, Place::System), 0);
@@ -70,8 +78,10 @@ fn the_leader_first_then_the_others_then_all_again() {
     assert_eq!([1, second.0, third.0].iter().sum::<u64>(), 6, "all three in turn");
     assert!(router.pick(place, &[NodeId(1), NodeId(2), NodeId(3)], 7).is_some());
     // No leader is known: the salt spreads the first tries.
-    let firsts: std::collections::BTreeSet<_> =
-        (0..3).filter_map(|salt| router.pick(Place::Key(b"z"), &[], salt)).map(|target| target.node).collect();
+    let firsts: std::collections::BTreeSet<_> = (0..3)
+        .filter_map(|salt| router.pick(Place::Key(b"z"), &[], salt))
+        .map(|target| target.node)
+        .collect();
     assert_eq!(firsts.len(), 3);
 }
 
@@ -130,8 +140,11 @@ fn a_new_map_keeps_what_is_known_better() {
     let hint = LeaderHint { node: NodeId(2), grpc_addr: "n2:1".into() };
     old.follow(Some(ShardId(3)), &Moved { shard: None, leader: Some(hint) });
     old.follow(None, &Moved { shard: Some(descriptor(2, "h", Some("k"), 5)), leader: None });
-    let shards =
-        [(descriptor(1, "", Some("h"), 1), 3), (descriptor(2, "h", Some("p"), 1), 2), (descriptor(3, "p", None, 1), 0)];
+    let shards = [
+        (descriptor(1, "", Some("h"), 1), 3),
+        (descriptor(2, "h", Some("p"), 1), 2),
+        (descriptor(3, "p", None, 1), 0),
+    ];
     let new = Router::from_map(&map(&shards), &old).expect("a proper map");
     assert_eq!(node(&new, Place::Key(b"a")), 3, "the map's leader");
     assert_eq!(node(&new, Place::Key(b"z")), 2, "the map names none: the old one");

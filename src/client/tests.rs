@@ -187,7 +187,8 @@ async fn nodes_that_are_gone_are_unavailable() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let dead = listener.local_addr().expect("bound").to_string();
     drop(listener);
-    let error = Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.err().expect("dead");
+    let error =
+        Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.err().expect("dead");
     assert_eq!(error.kind, ErrorKind::Unavailable);
     cluster.world.lock().addrs.values_mut().for_each(|addr| addr.clone_from(&dead));
     client.map().await.expect("the endpoint still answers");
@@ -234,7 +235,10 @@ async fn a_thousand_calls_share_one_stream() {
 async fn a_broken_stream_loses_no_one_elses_call() {
     let cluster = FakeCluster::start().await;
     let client = cluster.client().await;
-    cluster.order(1, (0..40).map(|n| if n % 8 == 7 { Fault::ApplyThenCut } else { Fault::Answer(ErrorKind::Unavailable) }));
+    cluster.order(
+        1,
+        (0..40).map(|n| if n % 8 == 7 { Fault::ApplyThenCut } else { Fault::Answer(ErrorKind::Unavailable) }),
+    );
     let adds = join_all((0..200).map(|_| client.add("counter", 1))).await;
     assert!(adds.iter().all(Result::is_ok), "{adds:?}");
     let values: HashSet<i64> = adds.into_iter().map(|add| add.expect("added").value).collect();
@@ -465,7 +469,8 @@ async fn the_transport_can_be_replaced() {
         local.addrs.insert(NodeId(node), format!("local-{node}:1"));
     }
     let local = Arc::new(Mutex::new(local));
-    let client = Client::with_dialer(Arc::new(LocalDialer(Arc::clone(&local))), "local-1:1").await.expect("local");
+    let client =
+        Client::with_dialer(Arc::new(LocalDialer(Arc::clone(&local))), "local-1:1").await.expect("local");
     let names = fill(&client, 9).await;
     assert_eq!(keys(&client.scan(ScanOptions::all()).collect_rows().await.expect("scan")), names);
     assert_eq!(local.lock().sessions, 0);
@@ -482,10 +487,8 @@ async fn typed_values_are_json() {
     let client = cluster.client().await;
     let fruits = client.typed::<Fruit>();
     fruits.put("fruit/1", &Fruit { name: "apple".into(), stock: 1 }).await.expect("put");
-    let changed = fruits
-        .update("fruit/1", |old| Fruit { stock: 5, ..old.expect("there") })
-        .await
-        .expect("update");
+    let changed =
+        fruits.update("fruit/1", |old| Fruit { stock: 5, ..old.expect("there") }).await.expect("update");
     assert_eq!((changed.value.stock, changed.version), (5, 2));
     let row = client.scan(ScanOptions::prefix("fruit/")).next().await.expect("a row").expect("scan");
     assert_eq!(fruits.row(row).expect("a fruit").1.value, changed.value);

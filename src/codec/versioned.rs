@@ -20,8 +20,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 pub fn encode_into<T: Serialize + ?Sized>(value: &T, buffer: &mut Vec<u8>) {
     buffer.push(FORMAT_VERSION);
     // Writing to memory can't fail, and every type that is encoded is our own and derives Serialize.
-    bincode::serde::encode_into_std_write(value, buffer, CONFIG)
-        .expect("our own types encode into memory");
+    bincode::serde::encode_into_std_write(value, buffer, CONFIG).expect("our own types encode into memory");
 }
 
 /// Decodes what [`encode`] wrote. `what` names it in the error.
@@ -41,10 +40,9 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     }
     match bincode::serde::decode_from_slice(body, CONFIG) {
         Ok((value, used)) if used == body.len() => Ok(value),
-        Ok((_, used)) => Err(Error::corrupt(format!(
-            "{what} has {} bytes left over after its {used}",
-            body.len() - used
-        ))),
+        Ok((_, used)) => {
+            Err(Error::corrupt(format!("{what} has {} bytes left over after its {used}", body.len() - used)))
+        }
         Err(error) => Err(Error::corrupt(format!("{what} can't be decoded: {error}"))),
     }
 }

@@ -164,7 +164,8 @@ pub fn error_from_status(status: &Status) -> Error {
         whole.message = status.message().to_owned();
         return error_from_proto(whole);
     }
-    let named = status.metadata().get(ERROR_METADATA).and_then(|name| name.to_str().ok()).and_then(kind_from_name);
+    let named =
+        status.metadata().get(ERROR_METADATA).and_then(|name| name.to_str().ok()).and_then(kind_from_name);
     let kind = named.unwrap_or(match status.code() {
         Code::Aborted => ErrorKind::Conflict,
         Code::Unavailable | Code::ResourceExhausted => ErrorKind::Unavailable,

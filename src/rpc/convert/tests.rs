@@ -56,8 +56,11 @@ fn operation() -> impl Strategy<Value = Operation> {
         (key(), expect(), proptest::option::of(value()))
             .prop_map(|(key, expect, value)| Operation::CompareAndSwap { key, expect, value }),
         (key(), any::<i64>()).prop_map(|(key, delta)| Operation::Add { key, delta }),
-        (conditions, steps(), steps())
-            .prop_map(|(conditions, then, otherwise)| Operation::Batch { conditions, then, otherwise }),
+        (conditions, steps(), steps()).prop_map(|(conditions, then, otherwise)| Operation::Batch {
+            conditions,
+            then,
+            otherwise
+        }),
     ]
 }
 
@@ -81,8 +84,11 @@ fn result() -> impl Strategy<Value = BatchResult> {
 
 fn outcome() -> impl Strategy<Value = (WriteKind, Outcome)> {
     let put = || {
-        (ts(), 1..u64::MAX, ts())
-            .prop_map(|(commit_ts, version, create_ts)| Outcome::Put { commit_ts, version, create_ts })
+        (ts(), 1..u64::MAX, ts()).prop_map(|(commit_ts, version, create_ts)| Outcome::Put {
+            commit_ts,
+            version,
+            create_ts,
+        })
     };
     prop_oneof![
         put().prop_map(|outcome| (WriteKind::Put, outcome)),
@@ -95,9 +101,13 @@ fn outcome() -> impl Strategy<Value = (WriteKind, Outcome)> {
         (ts(), proptest::option::of(record())).prop_map(|(commit_ts, current)| {
             (WriteKind::CompareAndSwap, Outcome::NotMatched { commit_ts, current })
         }),
-        (ts(), any::<i64>()).prop_map(|(commit_ts, value)| (WriteKind::Add, Outcome::Added { commit_ts, value })),
+        (ts(), any::<i64>())
+            .prop_map(|(commit_ts, value)| (WriteKind::Add, Outcome::Added { commit_ts, value })),
         (ts(), any::<bool>(), proptest::collection::vec(result(), 0..4)).prop_map(
-            |(commit_ts, succeeded, results)| (WriteKind::Batch, Outcome::Batch { commit_ts, succeeded, results })
+            |(commit_ts, succeeded, results)| (
+                WriteKind::Batch,
+                Outcome::Batch { commit_ts, succeeded, results }
+            )
         ),
     ]
 }
@@ -228,12 +238,7 @@ fn the_system_keyspace_stays_inside() {
     let operation = Operation::Delete { key: Bytes::from_static(TIMESTAMP_CEILING) };
     let error = operation_to_proto(operation, v1::Header::default()).expect_err("not a user's");
     assert_eq!(error.kind, ErrorKind::Corrupt);
-    let record = Record {
-        value: Bytes::new(),
-        commit_ts: Timestamp(1),
-        create_ts: Timestamp(1),
-        version: 1,
-    };
+    let record = Record { value: Bytes::new(), commit_ts: Timestamp(1), create_ts: Timestamp(1), version: 1 };
     assert!(row_to_proto(&Bytes::from_static(TIMESTAMP_CEILING), record).is_err());
     // No user's key, whatever its bytes, reaches it.
     let delete = v1::DeleteRequest { header: None, key: Bytes::from_static(TIMESTAMP_CEILING) };
