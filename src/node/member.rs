@@ -20,8 +20,7 @@ use crate::engine::SharedEngine;
 use crate::raft::{Group, Host, HostConfig};
 use crate::rpc::v1;
 use crate::types::{
-    ClusterId, Error, LeaderHint, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardDescriptor,
-    ShardId,
+    ClusterId, Error, LeaderHint, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
 };
 
 /// How long an operation on the system keyspace may take.
@@ -42,7 +41,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Starts what is on disk, and creates the groups of `created` that are not.
+    /// Starts every replica that is on disk.
     ///
     /// # Errors
     ///
@@ -52,7 +51,6 @@ impl Member {
         cluster: ClusterId,
         record: NodeRecord,
         peers: Vec<NodeRecord>,
-        created: Vec<ShardDescriptor>,
         config: &NodeConfig,
     ) -> Result<Arc<Self>> {
         let node = record.id;
@@ -85,14 +83,25 @@ impl Member {
         for group in member.host.open_groups().await? {
             member.add_replica(group);
         }
-        for descriptor in created {
-            if member.host.group(descriptor.id).is_none() {
-                let group = member.host.create_group(descriptor).await?;
-                member.add_replica(group);
-            }
-        }
+        member.stand_where_sensible().await;
         tokio::spawn(registrar::run(Arc::downgrade(&member), member.stopping.clone()));
         Ok(member)
+    }
+
+    /// A replica that nobody else votes on stands at once, and so does the first replica of a new shard:
+    /// nobody can hold a lease there.
+    async fn stand_where_sensible(&self) {
+        for group in self.host.groups() {
+            let status = group.status();
+            let alone = status.voters.len() == 1;
+            let first = group.state().descriptor.replicas.first() == Some(&self.record.id);
+            if alone || (first && status.term == 0) {
+                // Without this it stands a little later, at its election timeout.
+                if let Err(error) = group.elect().await {
+                    tracing::debug!(shard = %group.id(), %error, "not standing for election yet");
+                }
+            }
+        }
     }
 
     fn add_replica(&self, group: Arc<Group>) {

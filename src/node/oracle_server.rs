@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::oracle::{Oracle, PhysicalClock};
+use crate::oracle::{CEILING_AHEAD_MS, Oracle, PhysicalClock, PhysicalMs};
 use crate::raft::{Group, Leadership, ProposeError, Token};
 use crate::shard::Entry;
 use crate::types::{Error, Moved, Result, Timestamp};
@@ -26,6 +26,8 @@ const MAX_COUNT: u64 = 65_536;
 struct Reign {
     token: Token,
     oracle: Oracle,
+    /// The last timestamp handed out when the ceiling was last raised: nothing is raised for nobody.
+    last_at_raise: Timestamp,
 }
 
 /// The oracle on a node that hosts a replica of the system shard.
@@ -43,7 +45,7 @@ impl OracleServer {
         let started = Instant::now();
         let server = Arc::new(Self {
             group,
-            clock: Mutex::new(PhysicalClock::new(wall_ms())),
+            clock: Mutex::new(PhysicalClock::new(wall_unix_ms(), 0)),
             started,
             reign: Mutex::new(None),
             raising: tokio::sync::Mutex::new(()),
@@ -67,10 +69,11 @@ impl OracleServer {
         let token = self.lead()?;
         self.begin_reign(token).await?;
         loop {
+            let now = self.now();
             let cut = {
                 let mut reign = self.reign.lock();
                 let reign = reign.as_mut().filter(|reign| reign.token == token).ok_or_else(replaced)?;
-                reign.oracle.cut(self.now_ms(), count)
+                reign.oracle.cut(now, count)
             };
             match cut {
                 Ok(block) => {
@@ -80,7 +83,7 @@ impl OracleServer {
                     }
                     return Ok(block.first);
                 }
-                Err(_) => self.raise(token, count).await?,
+                Err(_) => self.raise(token).await?,
             }
         }
     }
@@ -109,28 +112,31 @@ impl OracleServer {
         // Everything committed before this leadership is applied after this, so the ceiling is final.
         self.group.ensure_leader().await?;
         let ceiling = self.group.state().ceiling;
+        // Some leader's clock has shown this time: one that is behind goes on from there.
+        let shown = PhysicalMs(ceiling.ms().saturating_sub(CEILING_AHEAD_MS));
+        self.clock.lock().not_before(shown, self.monotonic_ms());
         let mut reign = self.reign.lock();
         // Whoever came first keeps its oracle: a second one from the same ceiling would repeat timestamps.
         if reign.as_ref().is_none_or(|reign| reign.token != token) {
-            *reign = Some(Reign { token, oracle: Oracle::new(ceiling) });
+            *reign = Some(Reign { token, oracle: Oracle::new(ceiling), last_at_raise: ceiling });
         }
         Ok(())
     }
 
-    /// Raises the ceiling through the log, at least far enough for `count` timestamps. Counts once applied.
-    async fn raise(&self, token: Token, count: u64) -> Result<()> {
+    /// Raises the ceiling through the log, far enough for what could not be cut. Counts once applied.
+    async fn raise(&self, token: Token) -> Result<()> {
         let _one_at_a_time = self.raising.lock().await;
+        let now = self.now();
         let ceiling = {
-            let mut reign = self.reign.lock();
-            let reign = reign.as_mut().filter(|reign| reign.token == token).ok_or_else(replaced)?;
-            let now_ms = self.now_ms();
-            // Somebody else may have raised it while this call waited its turn.
-            if reign.oracle.has_room(now_ms, count) {
-                return Ok(());
-            }
-            reign.oracle.next_ceiling(now_ms)
+            let reign = self.reign.lock();
+            let reign = reign.as_ref().filter(|reign| reign.token == token).ok_or_else(replaced)?;
+            reign.oracle.next_ceiling(now)
         };
-        self.propose_ceiling(token, ceiling).await
+        match ceiling {
+            Some(ceiling) => self.propose_ceiling(token, ceiling).await,
+            // Somebody else raised it while this call waited its turn.
+            None => Ok(()),
+        }
     }
 
     async fn propose_ceiling(&self, token: Token, ceiling: Timestamp) -> Result<()> {
@@ -141,6 +147,7 @@ impl OracleServer {
         self.group.submit(token, body).await.await.map_err(failed)?;
         if let Some(reign) = self.reign.lock().as_mut().filter(|reign| reign.token == token) {
             reign.oracle.raised(ceiling);
+            reign.last_at_raise = reign.oracle.last();
         }
         Ok(())
     }
@@ -153,33 +160,28 @@ impl OracleServer {
             tick.tick().await;
             let Some(server) = server.upgrade() else { return };
             let Ok(token) = server.lead() else { continue };
-            let wanted = {
-                let now_ms = server.now_ms();
-                let reign = server.reign.lock();
-                reign
-                    .as_ref()
-                    .filter(|reign| reign.token == token && reign.oracle.should_raise(now_ms))
-                    .map(|reign| reign.oracle.next_ceiling(now_ms))
-            };
-            let Some(ceiling) = wanted else { continue };
-            let _one_at_a_time = server.raising.lock().await;
-            if let Err(error) = server.propose_ceiling(token, ceiling).await {
+            let used = |reign: &&Reign| reign.token == token && reign.oracle.last() > reign.last_at_raise;
+            if server.reign.lock().as_ref().filter(used).is_some()
+                && let Err(error) = server.raise(token).await
+            {
                 tracing::debug!(%error, "the timestamp ceiling was not raised ahead of need");
             }
         }
     }
 
-    fn now_ms(&self) -> u64 {
-        let monotonic_ms = self.started.elapsed().as_millis() as u64;
-        let reading = self.clock.lock().read(wall_ms(), monotonic_ms);
-        if let Some(jump) = reading.refused_jump {
+    fn now(&self) -> PhysicalMs {
+        let reading = self.clock.lock().read(wall_unix_ms(), self.monotonic_ms());
+        if let Some(jump_ms) = reading.refused_jump_ms {
             tracing::error!(
-                "the wall clock jumped {} ms ahead of monotonic time and is not followed: set the clock right, \
-                 or restart this node if the new time is the true one",
-                jump
+                "the wall clock jumped {jump_ms} ms ahead of monotonic time and is not followed: set the clock \
+                 right, or restart this node if the new time is the true one"
             );
         }
-        reading.now_ms
+        reading.now
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 }
 
@@ -187,8 +189,7 @@ fn replaced() -> Error {
     Error::unavailable("the system shard's leader changed while it handed out timestamps: retry")
 }
 
-/// Milliseconds since 2025-01-01 UTC; zero for a clock before that.
-fn wall_ms() -> u64 {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    unix_ms.saturating_sub(Timestamp::UNIX_OFFSET_MS)
+/// The wall clock in Unix milliseconds; zero for a clock before 1970.
+fn wall_unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
