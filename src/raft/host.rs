@@ -110,8 +110,8 @@ impl Host {
     pub async fn accept_channel(
         self: &Arc<Self>,
         _frames: Streaming<Frames>,
-    ) -> Result<impl Stream<Item = Result<Frames, Status>> + Send + 'static, Status> {
-        Ok(futures::stream::empty())
+    ) -> Result<FrameStream, Status> {
+        unimplemented!("written next")
     }
 
     /// Serves rpc `Snapshot` of the node service: receives a snapshot, checks and installs it.
