@@ -56,7 +56,8 @@ impl Replica {
     fn open(engine: SharedEngine, group: ShardId) -> Result<Arc<Self>> {
         let applied = AppliedRecord::read(engine.view().as_ref(), group)?;
         let applied = Arc::new(applied.unwrap_or_else(|| AppliedRecord::empty(group)));
-        let snapshot: Option<Option<super::entry::LogId>> = records::read(engine.as_ref(), group, Item::Snapshot)?;
+        let snapshot: Option<Option<super::entry::LogId>> =
+            records::read(engine.as_ref(), group, Item::Snapshot)?;
         let (progress, _) = watch::channel(progress_of(&applied));
         Ok(Arc::new(Self {
             group,

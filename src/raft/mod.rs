@@ -25,6 +25,7 @@ pub use machine::{GroupSnapshot, Progress, Replica, ReplicaMachine, SnapshotBuil
 pub use records::{AppliedRecord, SnapshotMeta, StoredMembership, Vote};
 pub use seed::{create_empty_replica, create_group, exists, list_groups, recover};
 pub use snapshot::{
-    ReceivedSnapshot, SnapshotData, SnapshotPart, SnapshotReceiver, SnapshotRow, SnapshotSource, family_number,
+    ReceivedSnapshot, SnapshotData, SnapshotPart, SnapshotReceiver, SnapshotRow, SnapshotSource,
+    family_number,
 };
 pub use types::{Applied, Payload, TypeConfig};

@@ -58,7 +58,9 @@ pub const fn family_number(family: Family) -> Option<u32> {
 /// The family of a number.
 fn family_of(number: u32) -> Result<Family> {
     Family::SHARD_DATA.into_iter().find(|family| family_number(*family) == Some(number)).ok_or_else(|| {
-        Error::corrupt(format!("a snapshot has rows of family number {number}, which this build doesn't know"))
+        Error::corrupt(format!(
+            "a snapshot has rows of family number {number}, which this build doesn't know"
+        ))
     })
 }
 
@@ -145,7 +147,9 @@ impl SnapshotSource {
         let mut received = None;
         self.stream(|part| {
             match (part, receiver.as_mut()) {
-                (SnapshotPart::Head(head), _) => receiver = Some(SnapshotReceiver::begin(engine, self.group, &head)?),
+                (SnapshotPart::Head(head), _) => {
+                    receiver = Some(SnapshotReceiver::begin(engine, self.group, &head)?)
+                }
                 (SnapshotPart::Rows(rows), Some(receiver)) => receiver.rows(&rows)?,
                 (SnapshotPart::End(checksum), Some(_)) => {
                     received = receiver.take().map(|receiver| receiver.finish(checksum)).transpose()?;

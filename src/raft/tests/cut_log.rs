@@ -24,13 +24,32 @@ const GROUPS: usize = 2;
 /// A step of a script. Numbers choose among what is possible at the moment.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { group: usize, entries: u64, value_bytes: usize, wait: bool },
-    Vote { group: usize },
-    Truncate { group: usize, back: u64 },
-    Purge { group: usize, back: u64 },
-    Apply { group: usize, entries: u64 },
+    Append {
+        group: usize,
+        entries: u64,
+        value_bytes: usize,
+        wait: bool,
+    },
+    Vote {
+        group: usize,
+    },
+    Truncate {
+        group: usize,
+        back: u64,
+    },
+    Purge {
+        group: usize,
+        back: u64,
+    },
+    Apply {
+        group: usize,
+        entries: u64,
+    },
     /// Entries are applied before they are on disk here: others have committed them.
-    ApplyUnflushed { group: usize, entries: u64 },
+    ApplyUnflushed {
+        group: usize,
+        entries: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -262,7 +281,10 @@ impl Node {
             self.models.len() - 1
         );
         for group in 0..GROUPS {
-            assert!(found[group].purged.index <= applied[group].index, "nothing is purged that is not applied");
+            assert!(
+                found[group].purged.index <= applied[group].index,
+                "nothing is purged that is not applied"
+            );
         }
     }
 }
@@ -273,8 +295,11 @@ async fn read_back(store: &mut LogStore) -> Model {
     let entries = reader.try_get_log_entries(..).await.expect("reads without a hole");
     let vote = reader.read_vote().await.expect("reads");
     let purged = state.last_purged_log_id.expect("new groups have one");
-    let model =
-        Model { entries: entries.into_iter().map(|entry| (entry.log_id.index, entry)).collect(), purged, vote };
+    let model = Model {
+        entries: entries.into_iter().map(|entry| (entry.log_id.index, entry)).collect(),
+        purged,
+        vote,
+    };
     assert_eq!(state.last_log_id, Some(model.last()));
     model
 }
@@ -307,7 +332,9 @@ fn the_check_refuses_a_log_that_lost_an_acknowledged_entry() {
         // As if the sync had not happened: only the two groups' records are left.
         let engine = shared(rebuild(&journal, GROUPS));
         tokio::task::LocalSet::new()
-            .run_until(async move { tokio::task::spawn_local(async move { node.check(engine, 1).await }).await })
+            .run_until(
+                async move { tokio::task::spawn_local(async move { node.check(engine, 1).await }).await },
+            )
             .await
             .is_err()
     });

@@ -8,8 +8,8 @@ use super::cut_engine::{CutEngine, Event, acknowledged, rebuild};
 use super::{apply, descriptor, put_entry, rows, shared};
 use crate::engine::{Batch, Durability, Engine, Family, MemoryEngine, RocksEngine, RocksOptions, Row};
 use crate::raft::{
-    AppliedRecord, LogWriter, ReplicaMachine, SnapshotData, SnapshotPart, SnapshotReceiver, create_empty_replica,
-    create_group, list_groups, recover,
+    AppliedRecord, LogWriter, ReplicaMachine, SnapshotData, SnapshotPart, SnapshotReceiver,
+    create_empty_replica, create_group, list_groups, recover,
 };
 use crate::types::{ErrorKind, KeyRange, ShardId};
 
@@ -47,7 +47,10 @@ async fn parts(machine: &mut ReplicaMachine) -> Vec<SnapshotPart> {
     parts
 }
 
-fn receive(engine: &dyn Engine, parts: &[SnapshotPart]) -> crate::types::Result<crate::raft::ReceivedSnapshot> {
+fn receive(
+    engine: &dyn Engine,
+    parts: &[SnapshotPart],
+) -> crate::types::Result<crate::raft::ReceivedSnapshot> {
     let [SnapshotPart::Head(head), middle @ .., SnapshotPart::End(checksum)] = parts else {
         panic!("a head comes first and an end last")
     };
@@ -121,7 +124,8 @@ async fn a_cut_installing_leaves_the_old_or_the_new_replica() {
             let mut machine = open(&engine);
             let found = picture(&machine, engine.as_ref());
             let which = [&old, &new, &later].iter().position(|known| **known == found);
-            let which = which.unwrap_or_else(|| panic!("cut after {kept} events: neither old nor new: {found:?}"));
+            let which =
+                which.unwrap_or_else(|| panic!("cut after {kept} events: neither old nor new: {found:?}"));
             seen[which] = true;
             assert!(which > 0 || acknowledged(&journal, kept) == 0, "an acknowledged installing is lost");
             let snapshot = machine.get_current_snapshot().await.expect("reads");
@@ -137,7 +141,8 @@ async fn an_empty_replica_on_disk_takes_a_snapshot_and_keeps_it() {
     let mut sender = replica(&source, 200).await;
     let parts = parts(&mut sender).await;
     let dir = tempfile::tempdir().expect("a directory");
-    let open_disk = || shared(RocksEngine::open(&dir.path().join("db"), &RocksOptions::default()).expect("opens"));
+    let open_disk =
+        || shared(RocksEngine::open(&dir.path().join("db"), &RocksOptions::default()).expect("opens"));
     let target = open_disk();
     assert!(create_empty_replica(target.as_ref(), ShardId(1)).expect("creates"));
     assert!(!create_group(target.as_ref(), &descriptor(1, "a", "m")).expect("is there already"));
@@ -148,7 +153,10 @@ async fn an_empty_replica_on_disk_takes_a_snapshot_and_keeps_it() {
         assert_eq!(picture(&machine, target.as_ref()), picture(&sender, source.as_ref()));
     }
     let replica = machine.replica();
-    assert_eq!((replica.watch().borrow().index, replica.state().closed), (200, sender.replica().state().closed));
+    assert_eq!(
+        (replica.watch().borrow().index, replica.state().closed),
+        (200, sender.replica().state().closed)
+    );
     replica.wait_applied(200).await;
     drop((machine, replica));
     drop(target);

@@ -3,6 +3,8 @@
 mod cut_engine;
 mod cut_log;
 mod cut_snapshot;
+mod log;
+mod machine;
 mod suite;
 
 use std::sync::Arc;
@@ -57,7 +59,8 @@ fn rows(engine: &dyn Engine, range: &KeyRange) -> Vec<(Family, Vec<Row>)> {
         .into_iter()
         .map(|family| {
             let range = mvcc::family_range(family, range);
-            let rows = view.scan(family, &range, Direction::Forward).collect::<Result<_, _>>().expect("reads");
+            let rows =
+                view.scan(family, &range, Direction::Forward).collect::<Result<_, _>>().expect("reads");
             (family, rows)
         })
         .collect()
