@@ -6,7 +6,6 @@ use openraft::Raft;
 use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -46,8 +45,8 @@ pub(super) struct Core {
     pub replica: Arc<Replica>,
     pub log: Arc<Log>,
     pub gate: Gate,
-    /// Resolves when the state machine is gone, and with it the last writer of the replica's rows.
-    pub machine_gone: parking_lot::Mutex<Option<oneshot::Receiver<()>>>,
+    /// Is cancelled when the state machine is gone, and with it the last writer of the replica's rows.
+    machine_gone: CancellationToken,
 }
 
 impl Core {
@@ -57,7 +56,7 @@ impl Core {
             let (engine, writer) = (Arc::clone(&env.engine), Arc::clone(&env.writer));
             tokio::task::spawn_blocking(move || open(engine, writer, shard))
         };
-        let (mut machine, log_store) = opening
+        let (machine, log_store) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening shard {shard} was cut short: {error}")))??;
         let (replica, log) = (machine.replica(), log_store.log());
@@ -87,7 +86,6 @@ impl Core {
             });
         }
         let metrics = raft.metrics();
-        let machine_gone = parking_lot::Mutex::new(Some(machine_gone));
         Ok(Self { raft, metrics, replica, log, gate, machine_gone })
     }
 
@@ -120,11 +118,7 @@ impl Core {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(group = %self.replica.group(), %error, "the Raft core was stopped by force");
         }
-        let machine_gone = self.machine_gone.lock().take();
-        if let Some(machine_gone) = machine_gone {
-            // Resolves with an error when the machine is dropped, which is what it waits for.
-            machine_gone.await.ok();
-        }
+        self.machine_gone.cancelled().await;
         // Behind everything the log store has queued. Where the writer has failed, nothing is queued.
         writer.write_synced(crate::engine::Batch::new()).await.ok();
     }

@@ -75,7 +75,11 @@ impl Log {
                     None => Ok(None),
                 }
             };
-            (end_of(Direction::Forward)?, end_of(Direction::Reverse)?, AppliedRecord::read(view.as_ref(), group)?)
+            (
+                end_of(Direction::Forward)?,
+                end_of(Direction::Reverse)?,
+                AppliedRecord::read(view.as_ref(), group)?,
+            )
         };
         let first = purged.map_or(0, |purged| purged.index + 1);
         let mut state = LogState {
@@ -339,7 +343,10 @@ impl RaftLogReader<TypeConfig> for LogReader {
     }
 
     /// Reads on only as the entries are taken, so that a long range is never in memory as a whole.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
