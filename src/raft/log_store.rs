@@ -33,7 +33,7 @@ impl LogStore {
     ///
     /// # Errors
     ///
-    /// `Corrupt` where the log can't be read, has a hole, or contradicts what was applied.
+    /// `Corrupt` where the log can't be read or has a hole.
     pub fn open(
         engine: SharedEngine,
         writer: Arc<LogWriter>,

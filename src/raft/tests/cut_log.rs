@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use openraft::RaftTypeConfig;
 use openraft::StorageHelper;
 use openraft::alias::VoteOf;
-use openraft::async_runtime::Oneshot;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
+use openraft::type_config::TypeConfigExt;
 use proptest::prelude::*;
 
 use super::cut_engine::{CutEngine, acknowledged, rebuild};
@@ -80,6 +79,15 @@ impl Model {
 
     fn last(&self) -> LogId {
         self.entries.values().next_back().map_or(self.purged, |entry| entry.log_id)
+    }
+
+    /// What the log must be once it is opened beside what was applied.
+    fn fit(&mut self, applied: LogId) {
+        let there = self.entries.get(&applied.index).map(|entry| entry.log_id);
+        if self.last().index < applied.index || there.is_some_and(|there| there != applied) {
+            self.entries.clear();
+            self.purged = applied;
+        }
     }
 
     fn purge(&mut self, upto: LogId) {
@@ -213,8 +221,7 @@ impl Node {
         self.change(group, |model| {
             model.entries.extend(entries.iter().map(|entry| (entry.log_id.index, entry.clone())));
         });
-        type OneshotOf = <<TypeConfig as RaftTypeConfig>::AsyncRuntime as openraft::AsyncRuntime>::Oneshot;
-        let (sender, receiver) = OneshotOf::channel();
+        let (sender, receiver) = TypeConfig::oneshot();
         self.stores[group].append(entries.clone(), IOFlushed::signal(sender)).await.expect("appends");
         let mut reader = self.stores[group].get_log_reader().await;
         let read = reader.try_get_log_entries(first..first + count).await.expect("reads");
@@ -268,9 +275,7 @@ impl Node {
         let matches = |models: &&[Model; GROUPS]| {
             (0..GROUPS).all(|group| {
                 let mut model = models[group].clone();
-                if model.last().index < applied[group].index {
-                    model.purge(applied[group]);
-                }
+                model.fit(applied[group]);
                 model == found[group]
             })
         };

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use openraft::RaftTypeConfig;
-use openraft::async_runtime::Oneshot;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
 
 use super::{log_id, put_entry, shared};
 use crate::engine::{
@@ -15,9 +14,6 @@ use crate::engine::{
 };
 use crate::raft::{Entry, LogStore, LogWriter, TypeConfig, Vote, create_group};
 use crate::types::{Error, ErrorKind, KeyRange, NodeId, Result, ShardId};
-
-type Runtime = <TypeConfig as RaftTypeConfig>::AsyncRuntime;
-type OneshotOf = <Runtime as openraft::AsyncRuntime>::Oneshot;
 
 /// An engine whose writes can be made to fail.
 #[derive(Default)]
@@ -72,7 +68,7 @@ fn entries(indexes: std::ops::Range<u64>, value_bytes: usize) -> Vec<Entry> {
 }
 
 async fn append(store: &mut LogStore, entries: Vec<Entry>) -> std::result::Result<(), std::io::Error> {
-    let (sender, receiver) = OneshotOf::channel();
+    let (sender, receiver) = TypeConfig::oneshot();
     store.append(entries, IOFlushed::signal(sender)).await?;
     receiver.await.expect("completes")
 }
@@ -131,7 +127,7 @@ async fn all_groups_share_a_sync_and_later_writes_see_earlier_ones() {
     let held = cut.hold_syncs();
     let mut flushed = Vec::new();
     for store in &mut stores {
-        let (sender, receiver) = OneshotOf::channel();
+        let (sender, receiver) = TypeConfig::oneshot();
         store.append(entries(0..5, 10), IOFlushed::signal(sender)).await.expect("appends");
         flushed.push(receiver);
     }
