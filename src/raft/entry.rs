@@ -90,7 +90,8 @@ pub fn decode(bytes: &Bytes) -> Result<StoredEntry> {
         Body::Normal(_) => EntryPayload::Normal(Payload(rest)),
         Body::Membership(membership) => EntryPayload::Membership(membership),
     };
-    let entry: <TypeConfig as RaftTypeConfig>::Entry = openraft::impls::Entry { log_id: head.log_id, payload };
+    let entry: <TypeConfig as RaftTypeConfig>::Entry =
+        openraft::impls::Entry { log_id: head.log_id, payload };
     Ok(StoredEntry { entry, end_position: head.end_position, size_bytes: bytes.len() as u64 })
 }
 
