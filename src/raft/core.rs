@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use openraft::Raft;
-use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
-use tokio::time::Instant;
+use openraft::{Instant, RaftMetrics};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
@@ -99,9 +98,8 @@ impl Core {
     pub fn lease_point(&self, env: &Env) -> Option<ReadPoint> {
         let metrics = self.metrics.borrow_watched();
         let token = leading_token(&metrics)?;
-        let fresh = metrics
-            .last_quorum_acked
-            .is_some_and(|acked| Instant::now() < *acked + env.timing.read_lease());
+        // When the messages were sent that a quorum has answered.
+        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < env.timing.read_lease());
         // The only voter of a group needs nobody's word.
         let sets = metrics.membership_config.membership().get_joint_config();
         let alone = || sets.iter().all(|set| set.len() == 1 && set.contains(&env.own));

@@ -1,8 +1,8 @@
 //! A log entry's bytes on disk: a versioned head, then the payload as it came.
 
 use bytes::Bytes;
-use openraft::alias::{EntryOf, LogIdOf};
 use openraft::impls::{EmptyNode, EntryPayload};
+use openraft::type_config::alias::{EntryOf, LogIdOf};
 use openraft::{Membership, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn entry(payload: EntryPayload<Payload, NodeId, EmptyNode>) -> Entry {
-        let leader = openraft::alias::CommittedLeaderIdOf::<TypeConfig>::new(3, NodeId(2));
+        let leader = openraft::type_config::alias::CommittedLeaderIdOf::<TypeConfig>::new(3, NodeId(2));
         openraft::impls::Entry { log_id: LogId::new(leader, 17), payload }
     }
 

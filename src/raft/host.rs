@@ -71,8 +71,7 @@ impl Host {
         let (peers, writer) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening the store was cut short: {error}")))??;
-        let transport =
-            Arc::new(Transport::new(Identity { cluster, node }, Arc::new(peers), timing.clone()));
+        let transport = Arc::new(Transport::new(Identity { cluster, node }, Arc::new(peers), timing.clone()));
         let courier = Arc::new(Courier::new(Arc::clone(&transport), timing.snapshot_stall));
         let closing = CancellationToken::new();
         let env = Arc::new(Env { engine, writer, transport, courier, own, timing, closing });
@@ -137,7 +136,9 @@ impl Host {
         let engine = Arc::clone(&self.env.engine);
         let created = tokio::task::spawn_blocking(move || seed::create_group(engine.as_ref(), &descriptor))
             .await
-            .map_err(|error| Error::unavailable(format!("creating shard {shard} was cut short: {error}")))??;
+            .map_err(|error| {
+                Error::unavailable(format!("creating shard {shard} was cut short: {error}"))
+            })??;
         let group = self.open(shard).await?;
         if created && is_first {
             group.stand(false).await?;

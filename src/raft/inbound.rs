@@ -98,9 +98,15 @@ impl Registry {
                 let request: TransferLeaderRequest<TypeConfig> = request(&body, "a transfer request")?;
                 codec::encode(&self.core(group)?.raft.handle_transfer_leader(request).await.map_err(stopped)?)
             }
-            Kind::Call | Kind::Reply | Kind::AppendOpen | Kind::AppendItem | Kind::AppendReply
+            Kind::Call
+            | Kind::Reply
+            | Kind::AppendOpen
+            | Kind::AppendItem
+            | Kind::AppendReply
             | Kind::AppendClose => {
-                return Err(Failure::Malformed(Error::invalid(format!("a frame of kind {kind:?} is no call"))));
+                return Err(Failure::Malformed(Error::invalid(format!(
+                    "a frame of kind {kind:?} is no call"
+                ))));
             }
         };
         Ok(answer.into())
@@ -151,16 +157,17 @@ impl Service for Inbound {
         // Where a request can't be read, its error is kept here and the requests end; the answers to those
         // before it still go out, then the error.
         let malformed = Arc::new(Mutex::new(None));
-        let decoded = futures::stream::unfold((requests, Arc::clone(&malformed)), |(mut requests, slot)| async {
-            let body = requests.next().await?;
-            match codec::decode::<AppendEntriesRequest<TypeConfig>>(&body, "an append request") {
-                Ok(request) => Some((request, (requests, slot))),
-                Err(error) => {
-                    *slot.lock() = Some(error);
-                    None
+        let decoded =
+            futures::stream::unfold((requests, Arc::clone(&malformed)), |(mut requests, slot)| async {
+                let body = requests.next().await?;
+                match codec::decode::<AppendEntriesRequest<TypeConfig>>(&body, "an append request") {
+                    Ok(request) => Some((request, (requests, slot))),
+                    Err(error) => {
+                        *slot.lock() = Some(error);
+                        None
+                    }
                 }
-            }
-        });
+            });
         let answers = core.raft.stream_append(decoded).map(|answer| match answer {
             Ok(result) => Ok(Bytes::from(codec::encode(&result))),
             Err(fatal) => Err(stopped(fatal)),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use openraft::storage::RaftLogReader;
-use openraft::{OptionalSend, alias::VoteOf};
+use openraft::{OptionalSend, type_config::alias::VoteOf};
 use parking_lot::Mutex;
 
 use super::TypeConfig;

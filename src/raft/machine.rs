@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::alias::{LogIdOf, StoredMembershipOf};
 use openraft::impls::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
-use openraft::{OptionalSend, alias::SnapshotMetaOf};
+use openraft::type_config::alias::{LogIdOf, StoredMembershipOf};
+use openraft::{OptionalSend, type_config::alias::SnapshotMetaOf};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -31,7 +31,7 @@ const CHUNK_ENTRIES: usize = 256;
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A snapshot of a group, as openraft hands it about.
-pub type GroupSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+pub type GroupSnapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// How far a replica is. Both only rise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

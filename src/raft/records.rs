@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use openraft::alias::{SnapshotMetaOf, StoredMembershipOf, VoteOf};
+use openraft::type_config::alias::{SnapshotMetaOf, StoredMembershipOf, VoteOf};
 use serde::{Deserialize, Serialize};
 
 use super::TypeConfig;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use openraft::Membership;
-use openraft::alias::CommittedLeaderIdOf;
+use openraft::type_config::alias::CommittedLeaderIdOf;
 use openraft::vote::RaftLeaderId;
 
 use super::TypeConfig;

@@ -109,7 +109,8 @@ fn chunk(part: SnapshotPart, head: &v1::SnapshotHead) -> v1::SnapshotChunk {
             v1::SnapshotChunk { head: Some(v1::SnapshotHead { meta, ..head.clone() }), ..Default::default() }
         }
         SnapshotPart::Rows(rows) => {
-            let row = |row: SnapshotRow| v1::SnapshotRow { family: row.family, key: row.key, value: row.value };
+            let row =
+                |row: SnapshotRow| v1::SnapshotRow { family: row.family, key: row.key, value: row.value };
             v1::SnapshotChunk { rows: rows.into_iter().map(row).collect(), ..Default::default() }
         }
         SnapshotPart::End(checksum) => {

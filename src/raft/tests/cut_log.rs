@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use openraft::StorageHelper;
-use openraft::alias::VoteOf;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::VoteOf;
 use proptest::prelude::*;
 
 use super::cut_engine::{CutEngine, acknowledged, rebuild};

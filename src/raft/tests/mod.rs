@@ -10,9 +10,9 @@ mod suite;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::alias::CommittedLeaderIdOf;
 use openraft::impls::EntryPayload;
 use openraft::storage::RaftStateMachine;
+use openraft::type_config::alias::CommittedLeaderIdOf;
 use openraft::vote::RaftLeaderId;
 
 use super::machine::ReplicaMachine;
