@@ -110,7 +110,9 @@ mod tests {
         ] {
             assert_eq!(&*address(given).expect("well formed"), meant);
         }
-        for bad in ["", "db1", ":7400", "db1:", "db1:0", "db1:70000", "http://a/b:1", "https://db1:1", "a b:1"] {
+        for bad in
+            ["", "db1", ":7400", "db1:", "db1:0", "db1:70000", "http://a/b:1", "https://db1:1", "a b:1"]
+        {
             assert_eq!(address(bad).expect_err("malformed").kind, ErrorKind::Invalid, "{bad}");
         }
     }

@@ -161,7 +161,8 @@ impl Client {
             if groups.len() > 1 && at.is_none() {
                 at = Some(self.shared.timestamp(until).await?);
             }
-            let asked = groups.iter().map(|group| self.shared.get_group(&keys, group, at.unwrap_or(0), until));
+            let asked =
+                groups.iter().map(|group| self.shared.get_group(&keys, group, at.unwrap_or(0), until));
             left.clear();
             for (group, answer) in groups.iter().zip(join_all(asked).await) {
                 let Some(reply) = answer? else {
@@ -181,8 +182,9 @@ impl Client {
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<Deleted> {
         let key = Bytes::copy_from_slice(key.as_ref());
         validate::key(&key)?;
-        let build =
-            |header, _: &Target| Ok(Request::Delete(v1::DeleteRequest { header: Some(header), key: key.clone() }));
+        let build = |header, _: &Target| {
+            Ok(Request::Delete(v1::DeleteRequest { header: Some(header), key: key.clone() }))
+        };
         match self.outcome(&key, &build).await? {
             Outcome::Deleted { commit_ts, existed } => Ok(Deleted { commit_ts, existed }),
             other => Err(unexpected(&other)),
@@ -258,7 +260,9 @@ impl Client {
             Ok(Request::Batch(v1::BatchRequest { header: Some(header), ..batch.request.clone() }))
         };
         match self.outcome(&first, &build).await? {
-            Outcome::Batch { commit_ts, succeeded, results } => Ok(BatchOutcome { succeeded, commit_ts, results }),
+            Outcome::Batch { commit_ts, succeeded, results } => {
+                Ok(BatchOutcome { succeeded, commit_ts, results })
+            }
             other => Err(unexpected(&other)),
         }
     }

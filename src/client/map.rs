@@ -92,7 +92,9 @@ impl MapCache {
     pub(super) async fn fetch_until(&self, until: Instant) -> Result<v1::GetMapReply> {
         loop {
             match self.fetch(until).await {
-                Err(error) if error.kind == ErrorKind::Unavailable && Instant::now() + RETRY_PAUSE < until => {
+                Err(error)
+                    if error.kind == ErrorKind::Unavailable && Instant::now() + RETRY_PAUSE < until =>
+                {
                     sleep(RETRY_PAUSE).await;
                 }
                 result => return result,
@@ -179,7 +181,8 @@ impl MapCache {
 
 /// The error of asking every node in vain. That all are of another cluster is worth its own kind.
 fn nobody(failures: Vec<(Arc<str>, Error)>) -> Error {
-    let all_denied = !failures.is_empty() && failures.iter().all(|(_, error)| error.kind == ErrorKind::Denied);
+    let all_denied =
+        !failures.is_empty() && failures.iter().all(|(_, error)| error.kind == ErrorKind::Denied);
     let kind = if all_denied { ErrorKind::Denied } else { ErrorKind::Unavailable };
     let told: Vec<_> = failures.iter().map(|(addr, error)| format!("{addr}: {error}")).collect();
     Error::new(kind, format!("no node gave the shard map ({})", told.join("; ")))

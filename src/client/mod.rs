@@ -22,6 +22,7 @@
 mod batch;
 mod builder;
 mod calls;
+mod forward;
 mod link;
 mod map;
 mod request;
@@ -144,7 +145,9 @@ impl Client {
         let until = self.deadline.until()?;
         match tokio::time::timeout_at(until, self.shared.map.dialer().status(addr)).await {
             Ok(reply) => reply,
-            Err(_) => Err(Error::unavailable(format!("the node at {addr} did not answer within the deadline"))),
+            Err(_) => {
+                Err(Error::unavailable(format!("the node at {addr} did not answer within the deadline")))
+            }
         }
     }
 

@@ -56,7 +56,7 @@ impl Shared {
     ) -> Result<Reply> {
         let mut attempts = Attempts::new(id.is_some());
         let mut tried: Vec<NodeId> = Vec::new();
-        let salt: usize = rand::random();
+        let salt = rand::random::<u32>() as usize;
         loop {
             let now = Instant::now();
             if now >= until {
@@ -67,7 +67,8 @@ impl Shared {
                 sleep_until((now + HOLE_PAUSE).min(until)).await;
                 continue;
             };
-            let request = (asked.build)(self.header(id, until - now), &target).map_err(|e| attempts.stopped(e))?;
+            let request =
+                (asked.build)(self.header(id, until - now), &target).map_err(|e| attempts.stopped(e))?;
             let failure = match self.attempt(&target, request, until).await {
                 Ok(reply) => {
                     self.seen.note_reply(&reply, asked.fresh);

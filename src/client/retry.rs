@@ -91,7 +91,9 @@ impl Attempts {
             }
             // A duplicate gets the first attempt's outcome (rule R8), so this is the outcome.
             ErrorKind::Invalid => Decision::Fail(error.clone()),
-            ErrorKind::TooOld | ErrorKind::Denied | ErrorKind::Corrupt => Decision::Fail(self.stopped(error.clone())),
+            ErrorKind::TooOld | ErrorKind::Denied | ErrorKind::Corrupt => {
+                Decision::Fail(self.stopped(error.clone()))
+            }
         }
     }
 
@@ -130,7 +132,9 @@ impl Attempts {
             )),
             (_, Some(error)) if error.kind == ErrorKind::Conflict => Error::new(
                 ErrorKind::Conflict,
-                format!("other operations were in the way until the deadline came; nothing was done (last: {last})"),
+                format!(
+                    "other operations were in the way until the deadline came; nothing was done (last: {last})"
+                ),
             ),
             _ => Error::unavailable(format!(
                 "the deadline came before any node could serve the request; nothing was done (last: {last}). Try \

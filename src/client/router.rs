@@ -147,7 +147,9 @@ impl Router {
         // The last shard that starts at or before the key (or, for a bound, before it) is the only one that
         // can hold it.
         let count = match place {
-            Place::Key(key) => self.routes.partition_point(|route| starts_at_or_before(&route.shard.range, key)),
+            Place::Key(key) => {
+                self.routes.partition_point(|route| starts_at_or_before(&route.shard.range, key))
+            }
             Place::Below(bound) => {
                 let end = user_range(&KeyRange::new(Bytes::new(), bound.map(Bytes::copy_from_slice))).end?;
                 self.routes.partition_point(|route| route.shard.range.start < end)
@@ -160,7 +162,8 @@ impl Router {
             (_, None) => true,
             (Place::Key(key), Some(end)) => !starts_at_or_before(&KeyRange::new(end.clone(), None), key),
             (Place::Below(bound), Some(end)) => {
-                let internal = user_range(&KeyRange::new(Bytes::new(), bound.map(Bytes::copy_from_slice))).end?;
+                let internal =
+                    user_range(&KeyRange::new(Bytes::new(), bound.map(Bytes::copy_from_slice))).end?;
                 *end >= internal
             }
             _ => true,

@@ -285,8 +285,7 @@ impl Cursor {
         let Some((_, shard)) = &target.shard else { return (mine.start, mine.end) };
         let user = |bound: &Bytes| (bound.first() == Some(&USER)).then(|| bound.slice(1..));
         // A bound of another keyspace lies before or past all users' keys.
-        let shard =
-            KeyRange::new(user(&shard.start).unwrap_or_default(), shard.end.as_ref().and_then(user));
+        let shard = KeyRange::new(user(&shard.start).unwrap_or_default(), shard.end.as_ref().and_then(user));
         let clip = mine.intersect(&shard).unwrap_or(mine);
         (clip.start, clip.end)
     }
@@ -330,7 +329,10 @@ impl Cursor {
     /// Goes past what a page covered; false where that was the end of the range.
     fn advance(&mut self, clip: (Bytes, Option<Bytes>), next: Option<Bytes>) -> Result<bool> {
         let stuck = |next: &Bytes| {
-            Error::corrupt(format!("a node answered a page that goes on at {}, outside what was asked for", convert::printable(next)))
+            Error::corrupt(format!(
+                "a node answered a page that goes on at {}, outside what was asked for",
+                convert::printable(next)
+            ))
         };
         if self.reverse {
             let next = match next {

@@ -81,8 +81,7 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
         let client = self.client.with_deadline_at(until.into_std());
         let mut held = client.get(key).await?;
         loop {
-            let expect =
-                held.as_ref().map_or(Expect::Absent, |record| Expect::CommitTs(record.commit_ts));
+            let expect = held.as_ref().map_or(Expect::Absent, |record| Expect::CommitTs(record.commit_ts));
             let old = held.map(|record| decode::<T>(key, record)).transpose()?;
             let value = change(old.map(|record| record.value));
             match client.compare_and_swap(key, expect, Some(encode(key, &value)?)).await? {
@@ -106,7 +105,10 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
 
 fn encode<T: Serialize>(key: &[u8], value: &T) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
-        Error::invalid(format!("the value for key {} can't be written as JSON: {error}", convert::printable(key)))
+        Error::invalid(format!(
+            "the value for key {} can't be written as JSON: {error}",
+            convert::printable(key)
+        ))
     })
 }
 

@@ -234,7 +234,7 @@ impl Core {
         }
         self.engine.write(clean, Durability::Synced)?;
         for shard in &part.shards {
-            raft::seed_group(&self.engine, shard)?;
+            raft::create_group(&*self.engine, shard)?;
         }
         Ok(())
     }

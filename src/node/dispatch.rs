@@ -89,7 +89,7 @@ impl Dispatcher {
         header.check_cluster(self.cluster)?;
         let deadline = came + header.deadline;
         match convert::call_from_proto(request)? {
-            Call::Write { kind, operation } => self.write(kind, operation, header.request_id, deadline).await,
+            Call::Write { kind, operation } => self.write(kind, operation, header.id, deadline).await,
             Call::Get { key, at } => self.get(key, at, deadline).await,
             Call::GetMany { keys, at } => self.get_many(keys, at, deadline).await,
             Call::ScanPage(scan) => self.scan_page(scan, deadline).await,

@@ -9,7 +9,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::node::core::Core;
-use crate::raft::{Group, Role};
+use crate::engine::View;
+use crate::raft::{AppliedRecord, Group, Role};
 use crate::rpc::v1::cluster_server::Cluster;
 use crate::rpc::{convert, v1};
 use crate::shard::{self, PageRequest};
@@ -97,22 +98,28 @@ fn groups(core: &Core, wanted: Option<ShardId>) -> Result<Vec<Arc<Group>>> {
 
 fn checksum(group: &Group) -> Result<v1::ReplicaChecksum> {
     let view = group.engine().view();
-    let applied = group.applied_in(&*view)?;
+    let applied = applied_in(&*view, group.id())?;
     let sum = shard::checksum_rows(&*view, &applied.state.descriptor.range)?;
     Ok(v1::ReplicaChecksum {
         shard: group.id().0,
-        applied_index: applied.index,
+        applied_index: applied.index(),
         running: applied.state.checksum,
-        rows_checksum: sum.checksum,
+        rows_checksum: sum.hash,
         rows: sum.rows,
     })
+}
+
+/// What a replica had applied when the view was taken: the same write carries both.
+fn applied_in(view: &dyn View, shard: ShardId) -> Result<AppliedRecord> {
+    AppliedRecord::read(view, shard)?
+        .ok_or_else(|| Error::unavailable(format!("the replica of shard {shard} is empty yet: it waits for a snapshot")))
 }
 
 fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, Status>>) {
     let send = |message| rows.blocking_send(message).is_ok();
     let view = group.engine().view();
     let scanned = || -> Result<()> {
-        let applied = group.applied_in(&*view)?;
+        let applied = applied_in(&*view, group.id())?;
         let mut request = PageRequest {
             range: users_part(&applied.state.descriptor.range),
             direction: Direction::Forward,
@@ -124,7 +131,7 @@ fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, 
         loop {
             let page = shard::scan_page(&*view, &request)?;
             let rows = page.rows.into_iter().map(|(key, record)| convert::row_to_proto(&key, record));
-            let reply = v1::ReplicaScanReply { rows: rows.collect::<Result<_>>()?, applied_index: applied.index };
+            let reply = v1::ReplicaScanReply { rows: rows.collect::<Result<_>>()?, applied_index: applied.index() };
             // Nobody listens any more: nothing is left to do.
             if !send(Ok(reply)) {
                 return Ok(());

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session;
@@ -37,7 +37,7 @@ impl KvService {
             let header = convert::header_of(&call)?;
             header.check_cluster(self.0.member()?.cluster())?;
             let client = self.0.client().await?.with_deadline(header.deadline);
-            client.pass_on(call, header.request_id).await
+            client.pass_on(call, header.id).await
         };
         passed.await.map_err(|error| convert::error_to_status(&error))
     }
@@ -78,7 +78,7 @@ impl Kv for KvService {
                 Some(at) => client.get_many_at(&request.keys, at).await?,
                 None => client.get_many(&request.keys).await?,
             };
-            Ok(convert::get_many_reply(values.records, values.at))
+            Ok(convert::get_many_reply(values.records, values.at_ts))
         };
         read.await.map(Response::new).map_err(|error: Error| convert::error_to_status(&error))
     }
@@ -154,11 +154,11 @@ fn messages(mut scan: crate::client::Scan) -> impl Stream<Item = Result<v1::Scan
             }
             if rows.len() >= MAX_ROWS_TOGETHER || size_bytes >= MAX_ROWS_BYTES {
                 size_bytes = 0;
-                let at_ts = scan.at().unwrap_or_default().0;
+                let at_ts = scan.at_ts().unwrap_or_default().0;
                 yield Ok(v1::ScanReply { rows: std::mem::take(&mut rows), at_ts, more: false });
             }
         }
-        let at_ts = scan.at().unwrap_or_default().0;
-        yield Ok(v1::ScanReply { rows, at_ts, more: scan.limited() });
+        let at_ts = scan.at_ts().unwrap_or_default().0;
+        yield Ok(v1::ScanReply { rows, at_ts, more: scan.more() });
     }
 }

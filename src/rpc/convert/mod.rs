@@ -14,12 +14,13 @@ pub use error::{
     kind_from_name, printable, printable_internal, refusal_to_error,
 };
 pub use reply::{
-    add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply, outcome_from_reply,
-    put_reply, record_from_proto, record_to_proto, row_from_proto, row_to_proto, write_reply,
+    add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply,
+    outcome_from_reply, put_reply, record_from_proto, record_to_proto, row_from_proto, row_to_proto,
+    write_reply,
 };
 pub use request::{
-    Call, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of, operation_to_proto,
-    request_id_to_proto, scan_from_proto,
+    Call, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of,
+    operation_to_proto, request_id_to_proto, scan_from_proto,
 };
 
 #[cfg(test)]

@@ -31,8 +31,9 @@ pub fn record_from_proto(record: v1::Record) -> Record {
 
 /// A row of a scan as a message; the key loses its keyspace byte. `Corrupt` where it is not a user's key.
 pub fn row_to_proto(key: &Bytes, record: Record) -> Result<v1::Row> {
-    let key = strip_user(key)
-        .ok_or_else(|| Error::corrupt(format!("the row {} is not a user's: a scan must not show it", printable(key))))?;
+    let key = strip_user(key).ok_or_else(|| {
+        Error::corrupt(format!("the row {} is not a user's: a scan must not show it", printable(key)))
+    })?;
     Ok(v1::Row { key, record: Some(record_to_proto(record)) })
 }
 
@@ -40,7 +41,9 @@ pub fn row_to_proto(key: &Bytes, record: Record) -> Result<v1::Row> {
 pub fn row_from_proto(row: v1::Row) -> Result<(Bytes, Record)> {
     match row.record {
         Some(record) => Ok((row.key, record_from_proto(record))),
-        None => Err(Error::corrupt(format!("the peer sent the row {} without a record", printable(&row.key)))),
+        None => {
+            Err(Error::corrupt(format!("the peer sent the row {} without a record", printable(&row.key))))
+        }
     }
 }
 
@@ -142,7 +145,9 @@ pub fn write_reply(kind: WriteKind, outcome: Outcome) -> Result<Reply> {
 fn result_to_proto(result: BatchResult) -> v1::StepResult {
     use v1::step_result::Result as Proto;
     let result = match result {
-        BatchResult::Put { version, create_ts } => Proto::Put(v1::PutResult { version, create_ts: create_ts.0 }),
+        BatchResult::Put { version, create_ts } => {
+            Proto::Put(v1::PutResult { version, create_ts: create_ts.0 })
+        }
         BatchResult::Deleted { existed } => Proto::Deleted(existed),
         BatchResult::Added { value } => Proto::Added(value),
         BatchResult::Got { record } => Proto::Got(v1::MaybeRecord { record: record.map(record_to_proto) }),
@@ -153,7 +158,9 @@ fn result_to_proto(result: BatchResult) -> v1::StepResult {
 fn result_from_proto(result: v1::StepResult) -> Result<BatchResult> {
     use v1::step_result::Result as Proto;
     Ok(match result.result {
-        Some(Proto::Put(put)) => BatchResult::Put { version: put.version, create_ts: Timestamp(put.create_ts) },
+        Some(Proto::Put(put)) => {
+            BatchResult::Put { version: put.version, create_ts: Timestamp(put.create_ts) }
+        }
         Some(Proto::Deleted(existed)) => BatchResult::Deleted { existed },
         Some(Proto::Added(value)) => BatchResult::Added { value },
         Some(Proto::Got(got)) => BatchResult::Got { record: got.record.map(record_from_proto) },

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use crate::codec::keyspace::{strip_user, user_key, user_range};
-use crate::rpc::validate::{self, CallHeader};
 use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
+use crate::rpc::validate::{self, CallHeader};
 use crate::types::{
     Condition, Direction, Error, Expect, KeyRange, Operation, RequestId, Result, Step, Timestamp,
 };
@@ -127,7 +127,9 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
         }
         Request::ScanPage(page) => {
             let scan = page.scan.ok_or_else(|| {
-                Error::invalid("the page request has no scan: set `scan` to the part of the range that is left")
+                Error::invalid(
+                    "the page request has no scan: set `scan` to the part of the range that is left",
+                )
             })?;
             Call::ScanPage(scan_from_proto(scan)?)
         }
@@ -256,6 +258,9 @@ fn step_to_proto(step: Step) -> Result<v1::Step> {
 
 fn user(key: &Bytes) -> Result<Bytes> {
     strip_user(key).ok_or_else(|| {
-        Error::corrupt(format!("the key {} is not a user's key: it must not leave the node", super::printable(key)))
+        Error::corrupt(format!(
+            "the key {} is not a user's key: it must not leave the node",
+            super::printable(key)
+        ))
     })
 }
