@@ -14,12 +14,11 @@ pub mod rpc;
 pub mod types;
 
 #[cfg(feature = "client")]
-pub mod client;
-#[cfg(feature = "client")]
 // pub use client::Client;
-
 #[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod engine;
 #[cfg(feature = "server")]
