@@ -15,7 +15,7 @@ fn version(value: Option<&'static str>, lease: Option<u64>) -> Version {
         create_ts: Timestamp(3),
         number: 2,
         lease,
-        value: value.map(Bytes::from_static),
+        value: value.map(Bytes::from),
     }
 }
 

@@ -27,11 +27,11 @@ fn event() -> impl Strategy<Value = Event> {
     let now = prop_oneof![6 => 0..60_000u64, 1 => top - 10..top + 10, 1 => any::<u64>()];
     let count = prop_oneof![8 => 0..5000u64, 1 => 0..40_000_000u64, 1 => any::<u64>()];
     prop_oneof![
-        now.prop_map(Event::Now),
+        3 => now.prop_map(Event::Now),
         4 => count.prop_map(Event::Cut),
         3 => Just(Event::Propose),
         3 => any::<bool>().prop_map(|heard| Event::Apply { heard }),
-        (0..3usize).prop_map(|kept| Event::Crash { kept }),
+        1 => (0..3usize).prop_map(|kept| Event::Crash { kept }),
     ]
 }
 

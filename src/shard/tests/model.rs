@@ -122,12 +122,12 @@ fn met(keys: &Keys, key: &Bytes, expect: &Expect) -> bool {
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
-    prop_oneof![Just(""), Just("\0"), Just("a"), Just("a\0"), Just("b")].prop_map(Bytes::from_static)
+    prop_oneof![Just(""), Just("\0"), Just("a"), Just("a\0"), Just("b")].prop_map(Bytes::from)
 }
 
 fn value() -> impl Strategy<Value = Bytes> {
     prop_oneof![Just(""), Just("1"), Just("-7"), Just("9223372036854775807"), Just("x")]
-        .prop_map(Bytes::from_static)
+        .prop_map(Bytes::from)
 }
 
 fn delta() -> impl Strategy<Value = i64> {
