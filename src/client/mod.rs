@@ -22,6 +22,7 @@
 mod batch;
 mod builder;
 mod calls;
+mod forward;
 mod link;
 mod map;
 mod request;

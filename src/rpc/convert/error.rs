@@ -74,6 +74,14 @@ pub fn refusal_to_error(refusal: &Refusal) -> Error {
                 crate::types::limits::MAX_COMMAND_AGE_MS
             ),
         ),
+        Refusal::FutureId { seen } => Error::invalid(format!(
+            "the request id claims to have seen timestamp {seen}, which was not handed out before the request came: put \
+             the newest timestamp of any reply there, never a clock's"
+        )),
+        Refusal::ResultTooLarge { limit_bytes } => Error::invalid(format!(
+            "what the batch reads is more than {limit_bytes} bytes: nothing was written; read less in one batch, or \
+             read apart from it"
+        )),
         Refusal::StaleTimestamp { closed } => Error::unavailable(format!(
             "the command's timestamp did not rise above {closed}, applied by a newer leader: nothing was done; \
              try again"
