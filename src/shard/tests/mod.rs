@@ -3,7 +3,6 @@
 mod model;
 mod scripts;
 
-
 use super::{Command, Entry, State};
 use crate::types::{Epoch, KeyRange, Operation, RequestId, ShardDescriptor, ShardId, Timestamp};
 
