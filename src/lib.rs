@@ -16,7 +16,7 @@ pub mod types;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "client")]
-// pub use client::Client;
+pub use client::Client;
 
 #[cfg(feature = "server")]
 pub mod cli;

@@ -1,5 +1,8 @@
 //! Floor 4: the generated protobuf code, and the conversions between it and `types/`.
 
+pub mod convert;
+pub mod validate;
+
 /// The public services, from `proto/kvorum/v1/`.
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {

@@ -1,0 +1,245 @@
+//! What follows on a failed attempt: the failure in, the decision out. No clock; the jitter is an argument.
+
+use std::time::Duration;
+
+use crate::types::{Error, ErrorKind};
+
+const FIRST_BACKOFF_MS: u64 = 8;
+const LONGEST_BACKOFF_MS: u64 = 250;
+/// So many hints in a row are followed at once; after that two nodes may be pointing at each other.
+const HOPS_AT_ONCE: u32 = 3;
+/// So many times a write gets a new id because its id was too old.
+const RENEWALS: u32 = 3;
+
+/// How an attempt failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Failure {
+    /// It never reached a node.
+    NotSent(String),
+    /// It may have reached a node, which did not answer.
+    Unknown(String),
+    /// A node answered with an error. `led` says whether it named a leader to go to.
+    Answered {
+        /// The error.
+        error: Error,
+        /// Whether it named a leader to go to.
+        led: bool,
+    },
+}
+
+/// What to do next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Decision {
+    /// Try again at once.
+    Now,
+    /// Try again after this time.
+    After(Duration),
+    /// Take a fresh timestamp and a new id, then try again: nothing was done under the old one.
+    Renew,
+    /// Give up.
+    Fail(Error),
+}
+
+/// The attempts of one logical call so far.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    write: bool,
+    failures: u32,
+    hops: u32,
+    renewals: u32,
+    /// Why an attempt of unknown fate had no answer: from then on the write may have taken effect.
+    unknown: Option<String>,
+    last: Option<Error>,
+}
+
+impl Attempts {
+    /// No attempt yet, of a read or a write.
+    pub(super) fn new(write: bool) -> Self {
+        Self { write, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
+    }
+
+    /// What follows on a failure. `jitter` is from 0 to 1.
+    pub(super) fn failed(&mut self, failure: Failure, jitter: f64) -> Decision {
+        let (error, led) = match failure {
+            Failure::NotSent(why) => (Error::unavailable(why), false),
+            Failure::Unknown(why) => {
+                self.unknown.get_or_insert_with(|| why.clone());
+                (Error::unavailable(why), false)
+            }
+            Failure::Answered { error, led } => (error, led),
+        };
+        let decision = self.decide(&error, led, jitter);
+        self.last = Some(error);
+        decision
+    }
+
+    fn decide(&mut self, error: &Error, led: bool, jitter: f64) -> Decision {
+        match error.kind {
+            ErrorKind::Moved if led && self.hops < HOPS_AT_ONCE => {
+                self.hops += 1;
+                Decision::Now
+            }
+            ErrorKind::Moved | ErrorKind::Unavailable | ErrorKind::Conflict => self.back_off(jitter),
+            ErrorKind::Undetermined => {
+                self.unknown.get_or_insert_with(|| error.message.clone());
+                self.back_off(jitter)
+            }
+            // An id that is too old by the time of a retry leaves open what the first attempt did (rule R7).
+            ErrorKind::TooOld if self.write && !self.is_unknown() && self.renewals < RENEWALS => {
+                self.renewals += 1;
+                Decision::Renew
+            }
+            // A duplicate gets the first attempt's outcome (rule R8), so this is the outcome.
+            ErrorKind::Invalid => Decision::Fail(error.clone()),
+            ErrorKind::TooOld | ErrorKind::Denied | ErrorKind::Corrupt => Decision::Fail(self.stopped(error.clone())),
+        }
+    }
+
+    fn back_off(&mut self, jitter: f64) -> Decision {
+        self.hops = 0;
+        let doubled = FIRST_BACKOFF_MS << self.failures.min(16);
+        self.failures += 1;
+        let longest = Duration::from_millis(doubled.min(LONGEST_BACKOFF_MS));
+        Decision::After(longest.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0)))
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.write && self.unknown.is_some()
+    }
+
+    /// The error of a call that can't go on for this reason: the reason itself, unless an earlier attempt may
+    /// have taken effect.
+    pub(super) fn stopped(&self, error: Error) -> Error {
+        match &self.unknown {
+            Some(why) if self.write => Error::undetermined(format!(
+                "the write may or may not have taken effect: an attempt had no answer ({why}), and a retry was \
+                 answered: {}. Read before doing it again",
+                error.message
+            )),
+            _ => error,
+        }
+    }
+
+    /// The error of a call whose deadline has come.
+    pub(super) fn at_deadline(&self) -> Error {
+        let last = self.last.as_ref().map_or("no attempt was answered", |error| error.message.as_str());
+        match (&self.unknown, &self.last) {
+            (Some(why), _) if self.write => Error::undetermined(format!(
+                "the write may or may not have taken effect: an attempt had no answer ({why}), and the deadline \
+                 came before a retry could tell (last: {last}). Read before doing it again"
+            )),
+            (_, Some(error)) if error.kind == ErrorKind::Conflict => Error::new(
+                ErrorKind::Conflict,
+                format!("other operations were in the way until the deadline came; nothing was done (last: {last})"),
+            ),
+            _ => Error::unavailable(format!(
+                "the deadline came before any node could serve the request; nothing was done (last: {last}). Try \
+                 again later"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Moved;
+
+    fn answered(kind: ErrorKind) -> Failure {
+        Failure::Answered { error: Error::new(kind, "so it is"), led: false }
+    }
+
+    fn lost() -> Failure {
+        Failure::Unknown("the stream broke".into())
+    }
+
+    #[test]
+    fn hints_are_followed_at_once_but_not_for_ever() {
+        let mut attempts = Attempts::new(true);
+        let moved = || Failure::Answered { error: Error::moved("elsewhere", Moved::default()), led: true };
+        for _ in 0..HOPS_AT_ONCE {
+            assert_eq!(attempts.failed(moved(), 0.0), Decision::Now);
+        }
+        assert!(matches!(attempts.failed(moved(), 0.0), Decision::After(_)));
+        assert_eq!(attempts.failed(moved(), 0.0), Decision::Now);
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_cap_with_jitter() {
+        let mut attempts = Attempts::new(false);
+        let waits: Vec<_> = (0..8)
+            .map(|_| match attempts.failed(Failure::NotSent("down".into()), 1.0) {
+                Decision::After(wait) => wait.as_millis(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(waits, [8, 16, 32, 64, 128, 250, 250, 250]);
+        assert_eq!(
+            attempts.failed(Failure::NotSent("down".into()), 0.0),
+            Decision::After(Duration::from_millis(125))
+        );
+    }
+
+    #[test]
+    fn a_write_is_undetermined_only_after_an_attempt_of_unknown_fate() {
+        let mut attempts = Attempts::new(true);
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
+        attempts.failed(Failure::NotSent("refused".into()), 0.5);
+        attempts.failed(answered(ErrorKind::Unavailable), 0.5);
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
+        assert!(matches!(attempts.failed(lost(), 0.5), Decision::After(_)));
+        attempts.failed(answered(ErrorKind::Unavailable), 0.5);
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
+    }
+
+    #[test]
+    fn an_undetermined_answer_is_an_unknown_fate_too() {
+        let mut attempts = Attempts::new(true);
+        assert!(matches!(attempts.failed(answered(ErrorKind::Undetermined), 0.5), Decision::After(_)));
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
+    }
+
+    #[test]
+    fn a_read_of_unknown_fate_did_nothing() {
+        let mut attempts = Attempts::new(false);
+        assert!(matches!(attempts.failed(lost(), 0.5), Decision::After(_)));
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
+        let decision = attempts.failed(answered(ErrorKind::TooOld), 0.5);
+        assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::TooOld));
+    }
+
+    #[test]
+    fn too_old_renews_the_id_at_first_and_is_undetermined_later() {
+        let mut first = Attempts::new(true);
+        for _ in 0..RENEWALS {
+            assert_eq!(first.failed(answered(ErrorKind::TooOld), 0.5), Decision::Renew);
+        }
+        assert!(
+            matches!(first.failed(answered(ErrorKind::TooOld), 0.5), Decision::Fail(e) if e.kind == ErrorKind::TooOld)
+        );
+        let mut later = Attempts::new(true);
+        later.failed(lost(), 0.5);
+        let decision = later.failed(answered(ErrorKind::TooOld), 0.5);
+        assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Undetermined));
+    }
+
+    #[test]
+    fn what_is_wrong_is_not_retried() {
+        for kind in [ErrorKind::Invalid, ErrorKind::Denied, ErrorKind::Corrupt] {
+            let decision = Attempts::new(true).failed(answered(kind), 0.5);
+            assert!(matches!(decision, Decision::Fail(error) if error.kind == kind));
+        }
+        // A refusal of a retry is the first attempt's outcome; a node that shuts the door is not.
+        for (kind, told) in [
+            (ErrorKind::Invalid, ErrorKind::Invalid),
+            (ErrorKind::Denied, ErrorKind::Undetermined),
+            (ErrorKind::Corrupt, ErrorKind::Undetermined),
+        ] {
+            let mut attempts = Attempts::new(true);
+            attempts.failed(lost(), 0.5);
+            let decision = attempts.failed(answered(kind), 0.5);
+            assert!(matches!(decision, Decision::Fail(error) if error.kind == told));
+        }
+    }
+}

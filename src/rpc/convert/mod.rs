@@ -1,0 +1,26 @@
+//! Proto to `types/` and back.
+//!
+//! Users' keys get their keyspace byte here on the way in and lose it on the way out; what comes in is
+//! validated first, so that everything behind these functions may rely on the limits.
+
+mod cluster;
+mod error;
+mod reply;
+mod request;
+
+pub use cluster::{descriptor_from_proto, descriptor_to_proto, node_to_proto};
+pub use error::{
+    ERROR_BIN_METADATA, ERROR_METADATA, error_from_proto, error_from_status, error_to_proto, error_to_status,
+    kind_from_name, printable, printable_internal, refusal_to_error,
+};
+pub use reply::{
+    add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply, outcome_from_reply,
+    put_reply, record_from_proto, record_to_proto, row_from_proto, row_to_proto, write_reply,
+};
+pub use request::{
+    Call, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of, operation_to_proto,
+    request_id_to_proto, scan_from_proto,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! What is checked of every request before anything else sees it. Each refusal says what was wrong, the
+//! value, the limit, and what to do. The client library runs the same checks before it sends anything.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{convert, v1};
+use crate::types::{ClusterId, Error, RequestId, Result, Timestamp, limits};
+
+/// A user's key: 1 to [`limits::MAX_KEY_BYTES`] bytes.
+pub fn key(key: &[u8]) -> Result<()> {
+    if key.is_empty() {
+        return Err(Error::invalid(format!(
+            "the key is empty: a key has 1 to {} bytes; name one",
+            limits::MAX_KEY_BYTES
+        )));
+    }
+    if key.len() > limits::MAX_KEY_BYTES {
+        return Err(Error::invalid(format!(
+            "the key {} has {} bytes, over the limit of {}: shorten it, or keep the long part in the value",
+            convert::printable(key),
+            key.len(),
+            limits::MAX_KEY_BYTES
+        )));
+    }
+    Ok(())
+}
+
+/// A value: at most [`limits::MAX_VALUE_BYTES`] bytes.
+pub fn value(key: &[u8], value: &[u8]) -> Result<()> {
+    if value.len() > limits::MAX_VALUE_BYTES {
+        return Err(Error::invalid(format!(
+            "the value for key {} has {} bytes, over the limit of {}: split it over several keys",
+            convert::printable(key),
+            value.len(),
+            limits::MAX_VALUE_BYTES
+        )));
+    }
+    Ok(())
+}
+
+/// A bound of a scan: any bytes up to one more than a key may have, so that a scan can go on just past
+/// the longest key.
+pub fn bound(name: &str, bound: &[u8]) -> Result<()> {
+    if bound.len() > limits::MAX_KEY_BYTES + 1 {
+        return Err(Error::invalid(format!(
+            "the scan's {name} has {} bytes, over the limit of {}: no key is that long; shorten it",
+            bound.len(),
+            limits::MAX_KEY_BYTES + 1
+        )));
+    }
+    Ok(())
+}
+
+/// A range of a scan: neither bound too long, the start not past the end.
+pub fn range(start: &[u8], end: Option<&[u8]>) -> Result<()> {
+    bound("start", start)?;
+    let Some(end) = end else { return Ok(()) };
+    bound("end", end)?;
+    if start > end {
+        return Err(Error::invalid(format!(
+            "the range is reversed: its start {} is past its end {}; swap them, and ask for reverse order \
+             where the largest key shall come first",
+            convert::printable(start),
+            convert::printable(end)
+        )));
+    }
+    Ok(())
+}
+
+/// A limit of rows or bytes: absent is none, 0 is refused.
+pub fn limit(name: &str, limit: Option<u64>) -> Result<()> {
+    if limit == Some(0) {
+        return Err(Error::invalid(format!(
+            "{name} is 0, which would return nothing: give at least 1, or leave it out for no limit"
+        )));
+    }
+    Ok(())
+}
+
+/// The keys of one `get_many`: 1 to [`limits::MAX_GET_KEYS`], each a proper key.
+pub fn keys(keys: &[Bytes]) -> Result<()> {
+    if keys.is_empty() {
+        return Err(Error::invalid(format!(
+            "no keys are named: name 1 to {} keys to read",
+            limits::MAX_GET_KEYS
+        )));
+    }
+    if keys.len() > limits::MAX_GET_KEYS {
+        return Err(Error::invalid(format!(
+            "{} keys are named, over the limit of {}: read them in several calls, with the first reply's \
+             at_ts for one instant over all",
+            keys.len(),
+            limits::MAX_GET_KEYS
+        )));
+    }
+    keys.iter().try_for_each(|one| key(one))
+}
+
+/// A timestamp from outside; at most [`Timestamp::MAX`].
+pub fn timestamp(name: &str, raw: u64) -> Result<Timestamp> {
+    if raw > Timestamp::MAX.0 {
+        return Err(Error::invalid(format!(
+            "{name} is {raw}, past the largest timestamp {}: pass a timestamp that a reply gave",
+            Timestamp::MAX
+        )));
+    }
+    Ok(Timestamp(raw))
+}
+
+/// The timestamp to read at; 0 is none.
+pub fn read_timestamp(raw: u64) -> Result<Option<Timestamp>> {
+    let at = timestamp("at_ts", raw)?;
+    Ok((at > Timestamp::ZERO).then_some(at))
+}
+
+/// A request id: its unique part has 16 bytes, its `seen_ts` is a timestamp.
+pub fn request_id(id: &v1::RequestId) -> Result<RequestId> {
+    let unique: [u8; 16] = id.unique.as_ref().try_into().map_err(|_| {
+        Error::invalid(format!(
+            "request_id.unique has {} bytes: it must be 16 random bytes, or leave request_id out",
+            id.unique.len()
+        ))
+    })?;
+    Ok(RequestId { seen: timestamp("request_id.seen_ts", id.seen_ts)?, unique: u128::from_be_bytes(unique) })
+}
+
+/// A header, checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CallHeader {
+    /// The cluster that the caller means, if it says.
+    pub cluster: Option<ClusterId>,
+    /// How long the caller will wait, counted from arrival: the default where it doesn't say, cut to the
+    /// longest there is.
+    pub deadline: Duration,
+    /// The id of the write, if it has one.
+    pub id: Option<RequestId>,
+}
+
+impl Default for CallHeader {
+    fn default() -> Self {
+        Self { cluster: None, deadline: Duration::from_millis(limits::DEFAULT_DEADLINE_MS), id: None }
+    }
+}
+
+impl CallHeader {
+    /// Refuses (as `Denied`) a caller that means another cluster.
+    pub fn check_cluster(&self, ours: ClusterId) -> Result<()> {
+        match self.cluster {
+            Some(meant) if meant != ours => Err(Error::denied(format!(
+                "the request means cluster {meant}, but this node belongs to cluster {ours}: connect to a node \
+                 of the cluster that is meant"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A header: a well-formed cluster id and request id where there are any, and the deadline that holds.
+pub fn header(header: Option<&v1::Header>) -> Result<CallHeader> {
+    let Some(header) = header else { return Ok(CallHeader::default()) };
+    let cluster = match header.cluster_id.as_str() {
+        "" => None,
+        text => Some(text.parse()?),
+    };
+    let deadline_ms = match u64::from(header.deadline_ms) {
+        0 => limits::DEFAULT_DEADLINE_MS,
+        asked => asked.min(limits::MAX_DEADLINE_MS),
+    };
+    let id = header.request_id.as_ref().map(request_id).transpose()?;
+    Ok(CallHeader { cluster, deadline: Duration::from_millis(deadline_ms), id })
+}
+
+/// A batch: some steps, no more than the limits allow, every key and value within its own limit.
+pub fn batch(batch: &v1::BatchRequest) -> Result<()> {
+    let steps = batch.then.len() + batch.otherwise.len();
+    if steps == 0 {
+        return Err(Error::invalid("the batch has no steps: give it at least one in `then` or `otherwise`"));
+    }
+    let count = steps + batch.conditions.len();
+    if count > limits::MAX_BATCH_STEPS {
+        return Err(Error::invalid(format!(
+            "the batch has {count} conditions and steps, over the limit of {}: split it",
+            limits::MAX_BATCH_STEPS
+        )));
+    }
+    let mut bytes = 0;
+    for condition in &batch.conditions {
+        key(&condition.key)?;
+        bytes += condition.key.len() + expect_bytes(&condition.key, condition.expect.as_ref())?;
+    }
+    for step in batch.then.iter().chain(&batch.otherwise) {
+        bytes += step_bytes(step)?;
+    }
+    if bytes > limits::MAX_BATCH_BYTES {
+        return Err(Error::invalid(format!(
+            "the batch has {bytes} bytes of keys and values, over the limit of {}: split it",
+            limits::MAX_BATCH_BYTES
+        )));
+    }
+    Ok(())
+}
+
+/// An expectation: there is one, its value is no larger than a value can be. Answers how many bytes it
+/// counts for.
+pub fn expect_bytes(of: &[u8], expect: Option<&v1::Expect>) -> Result<usize> {
+    use v1::expect::Expect;
+    match expect.and_then(|expect| expect.expect.as_ref()) {
+        Some(Expect::Value(expected)) => value(of, expected).map(|()| expected.len()),
+        Some(Expect::CommitTs(ts)) => timestamp("expect.commit_ts", *ts).map(|_| 8),
+        Some(Expect::Absent(true) | Expect::Present(true) | Expect::Version(_)) => Ok(8),
+        Some(Expect::Absent(false) | Expect::Present(false)) => Err(Error::invalid(format!(
+            "the condition on key {} says `absent: false` or `present: false`: say `present: true` or \
+             `absent: true` instead",
+            convert::printable(of)
+        ))),
+        None => Err(Error::invalid(format!(
+            "the condition on key {} expects nothing: set one of absent, present, version, commit_ts, value",
+            convert::printable(of)
+        ))),
+    }
+}
+
+fn step_bytes(step: &v1::Step) -> Result<usize> {
+    use v1::step::Step;
+    match &step.step {
+        Some(Step::Put(put)) => {
+            key(&put.key)?;
+            value(&put.key, &put.value)?;
+            Ok(put.key.len() + put.value.len())
+        }
+        Some(Step::Delete(of) | Step::Get(of)) => key(of).map(|()| of.len()),
+        Some(Step::Add(add)) => key(&add.key).map(|()| add.key.len() + 8),
+        None => Err(Error::invalid("a step of the batch is empty: set one of put, delete, add, get")),
+    }
+}
+
+/// A scan: proper bounds and limits.
+pub fn scan(scan: &v1::ScanRequest) -> Result<()> {
+    range(&scan.start, scan.end.as_deref())?;
+    bound("prefix", &scan.prefix)?;
+    limit("limit_rows", scan.limit_rows)?;
+    limit("limit_bytes", scan.limit_bytes)?;
+    read_timestamp(scan.at_ts).map(|_| ())
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;
