@@ -8,4 +8,4 @@ pub mod ordered;
 mod versioned;
 
 #[cfg(feature = "server")]
-pub use versioned::{FORMAT_VERSION, decode, encode, encode_into};
+pub use versioned::{FORMAT_VERSION, decode, decode_prefix, encode, encode_into};

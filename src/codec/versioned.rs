@@ -30,6 +30,23 @@ pub fn encode_into<T: Serialize + ?Sized>(value: &T, buffer: &mut Vec<u8>) {
 ///
 /// `Corrupt` where the format version is unknown, the bytes are malformed, or some are left over.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    let (value, used) = decode_prefix(bytes, what)?;
+    if used != bytes.len() {
+        return Err(Error::corrupt(format!(
+            "{what} has {} bytes left over after its {used}",
+            bytes.len() - used
+        )));
+    }
+    Ok(value)
+}
+
+/// Decodes what [`encode`] wrote at the front of `bytes`, and says how many bytes it took. For a head
+/// that is followed by bytes as they are.
+///
+/// # Errors
+///
+/// `Corrupt` where the format version is unknown or the bytes are malformed.
+pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<(T, usize)> {
     let Some((version, body)) = bytes.split_first() else {
         return Err(Error::corrupt(format!("{what} is empty: it has no format version")));
     };
@@ -40,11 +57,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
         )));
     }
     match bincode::serde::decode_from_slice(body, CONFIG) {
-        Ok((value, used)) if used == body.len() => Ok(value),
-        Ok((_, used)) => Err(Error::corrupt(format!(
-            "{what} has {} bytes left over after its {used}",
-            body.len() - used
-        ))),
+        Ok((value, used)) => Ok((value, used + 1)),
         Err(error) => Err(Error::corrupt(format!("{what} can't be decoded: {error}"))),
     }
 }

@@ -5,16 +5,22 @@
 //! written: a synced one makes all before it durable too, and a crash leaves a prefix.
 
 mod batch;
+mod memory;
 mod overlay;
+mod rocks;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use batch::{Batch, BatchEntry};
+pub use memory::MemoryEngine;
 pub use overlay::Overlay;
+pub use rocks::{RocksEngine, RocksOptions};
 
-use crate::types::{Direction, KeyRange, Result};
+use crate::types::{Direction, Error, KeyRange, Result};
 
 /// The families of keys (DESIGN "Storage"): each is ordered by its bytes on its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -129,7 +135,10 @@ pub trait Engine: Send + Sync + 'static {
     /// crash.
     fn install(&self, staged: &str, replaced: &[(Family, KeyRange)]) -> Result<()>;
 
-    /// Forgets every finished or unfinished staging but those named.
+    /// Forgets one finished staging. One that is not there is no error.
+    fn discard_staged(&self, staged: &str) -> Result<()>;
+
+    /// Forgets every finished or unfinished staging but those named. For a start, before any is begun.
     fn discard_staged_except(&self, keep: &[StagedName]) -> Result<()>;
 
     /// What it holds.
@@ -141,3 +150,12 @@ pub trait Engine: Send + Sync + 'static {
 
 /// An engine shared by everything on a node.
 pub type SharedEngine = Arc<dyn Engine>;
+
+/// The error of a staging whose caller broke the order.
+fn out_of_order(family: Family, key: &[u8]) -> Error {
+    Error::corrupt(format!(
+        "staged rows of family {} must rise, but key {} is not above the one before it",
+        family.name(),
+        hex::encode(key)
+    ))
+}

@@ -274,6 +274,17 @@ pub enum Refusal {
         /// The age of the id, in milliseconds.
         age_ms: u64,
     },
+    /// The id claims to have seen a timestamp that was not handed out before the command arrived: no
+    /// client of ours makes such an id, and retries under it could not be recognised (rule R8).
+    FutureId {
+        /// What the id claims to have seen.
+        seen: Timestamp,
+    },
+    /// What the gets of a batch read is more than `limits::MAX_BATCH_RESULT_BYTES`. Nothing was written.
+    ResultTooLarge {
+        /// The limit, in bytes of keys and values.
+        limit_bytes: u64,
+    },
     /// The entry's timestamp does not rise above what was applied before: the entry is void.
     StaleTimestamp {
         /// The highest timestamp applied before.

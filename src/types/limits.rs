@@ -8,6 +8,9 @@ pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
 pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// The most conditions and steps in one batch.
 pub const MAX_BATCH_STEPS: usize = 10_000;
+/// The most that the gets of one batch may read, in bytes of keys and values: the outcome is kept for
+/// retries, and must fit in a reply.
+pub const MAX_BATCH_RESULT_BYTES: usize = MAX_BATCH_BYTES;
 /// The most keys in one `get_many`.
 pub const MAX_GET_KEYS: usize = 10_000;
 /// The most rows in one page of a scan; a longer scan takes several pages.

@@ -1,0 +1,102 @@
+//! Reading versions: one key or a range, the newest or at a timestamp.
+
+use bytes::Bytes;
+
+use super::{Row, family::superseded_after, family_range};
+use crate::engine::{Family, Rows, View};
+use crate::types::{Direction, KeyRange, RequestId, Result, Timestamp};
+
+/// The row of `key` in `current`: its newest version, which may be a tombstone. `None` where the key was
+/// never written, or so long ago removed that its tombstone is gone.
+///
+/// # Errors
+///
+/// Those of the engine; `Corrupt` where the row is malformed. So for all functions here.
+pub fn current(view: &dyn View, key: &[u8]) -> Result<Option<Row>> {
+    view.get(Family::Current, key)?.map(Row::decode).transpose()
+}
+
+/// The newest version of `key`, where it holds something.
+pub fn latest(view: &dyn View, key: &[u8]) -> Result<Option<Row>> {
+    Ok(current(view, key)?.filter(|row| row.version.value.is_some()))
+}
+
+/// The version of `key` that a snapshot at `ts` shows, where it shows one.
+pub fn at(view: &dyn View, key: &[u8], ts: Timestamp) -> Result<Option<Row>> {
+    match current(view, key)? {
+        Some(newest) => visible(view, key, newest, ts),
+        None => Ok(None),
+    }
+}
+
+/// The version of `key` that a snapshot at `ts` shows, its newest version being known.
+fn visible(view: &dyn View, key: &[u8], newest: Row, ts: Timestamp) -> Result<Option<Row>> {
+    let row = if newest.version.commit_ts <= ts {
+        Some(newest)
+    } else {
+        let mut later = view.scan(Family::History, &superseded_after(key, ts), Direction::Forward);
+        match later.next() {
+            Some(row) => Some(Row::decode(row?.1)?).filter(|row| row.version.commit_ts <= ts),
+            None => None,
+        }
+    };
+    Ok(row.filter(|row| row.version.value.is_some()))
+}
+
+/// The version of `key` that the request `id` wrote, if it wrote one (rule R8), the newest being known.
+///
+/// Every effect of a request has a commit timestamp above `id.seen`. So a key whose newest version is not
+/// above it costs nothing further; else its history is walked from the newest down to `id.seen`, a step
+/// for each write of this key since the caller last heard of the store.
+pub fn written_by(view: &dyn View, key: &[u8], newest: Option<&Row>, id: RequestId) -> Result<Option<Row>> {
+    let Some(newest) = newest else { return Ok(None) };
+    if newest.version.commit_ts <= id.seen {
+        return Ok(None);
+    }
+    if newest.version.id == id {
+        return Ok(Some(newest.clone()));
+    }
+    for row in view.scan(Family::History, &superseded_after(key, id.seen), Direction::Reverse) {
+        let row = Row::decode(row?.1)?;
+        if row.version.commit_ts <= id.seen {
+            return Ok(None);
+        }
+        if row.version.id == id {
+            return Ok(Some(row));
+        }
+    }
+    Ok(None)
+}
+
+/// One key that a scan looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Examined {
+    /// The key.
+    pub key: Bytes,
+    /// What the snapshot shows of it; `None` where it shows nothing, so that a caller can count how much
+    /// was walked over.
+    pub row: Option<Row>,
+}
+
+/// The keys of a range in either direction, with what a snapshot at `ts` shows of each; at
+/// [`Timestamp::MAX`] that is the newest version. Lazy: holds one row.
+///
+/// Driven by `current`, which has a row for every key that a snapshot could show. A row that is newer than
+/// the snapshot costs one look into the history.
+pub fn scan<'v>(
+    view: &'v dyn View,
+    range: &KeyRange,
+    direction: Direction,
+    ts: Timestamp,
+) -> impl Iterator<Item = Result<Examined>> + 'v {
+    let rows: Rows<'v> = if range.is_empty() {
+        Box::new(std::iter::empty())
+    } else {
+        view.scan(Family::Current, &family_range(Family::Current, range), direction)
+    };
+    rows.map(move |row| {
+        let (key, raw) = row?;
+        let row = visible(view, &key, Row::decode(raw)?, ts)?;
+        Ok(Examined { key, row })
+    })
+}

@@ -1,0 +1,45 @@
+//! What a node is told when it starts.
+
+use std::path::PathBuf;
+
+use crate::raft::Timing;
+
+/// The settings of one node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where the node keeps everything. Made if it is not there.
+    pub data_dir: PathBuf,
+    /// The gRPC address to listen on, as `host:port`; port 0 takes a free one.
+    pub listen: String,
+    /// The gRPC address that others reach this node at; by default the one it listens on.
+    pub advertise: Option<String>,
+    /// The HTTP address that others reach this node at, as the registry shows it; empty for none.
+    pub http_addr: String,
+    /// gRPC addresses of nodes to form or join a cluster with. Empty: a new node is a cluster of its own.
+    pub join: Vec<String>,
+    /// The failure domain the node is in; empty for none.
+    pub zone: String,
+    /// Bytes of commands that may wait on this node at once.
+    pub admission_bytes: usize,
+    /// Bytes of the cache of rows read from disk.
+    pub block_cache_bytes: usize,
+    /// Heartbeats, elections, log retention.
+    pub timing: Timing,
+}
+
+impl NodeConfig {
+    /// The defaults, on a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen: "127.0.0.1:7400".to_string(),
+            advertise: None,
+            http_addr: String::new(),
+            join: Vec::new(),
+            zone: String::new(),
+            admission_bytes: 128 * 1024 * 1024,
+            block_cache_bytes: 128 * 1024 * 1024,
+            timing: Timing::default(),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Requests in, replies out: what a session, a unary call and the embedded client all go through.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use tokio::time::Instant;
+
+use super::replica::Replica;
+use super::timestamps::Timestamps;
+use crate::rpc::convert::{self, Call, Scan, WriteKind};
+use crate::rpc::v1;
+use crate::rpc::v1::session_reply::Reply;
+use crate::rpc::v1::session_request::Request;
+use crate::shard::PageRequest;
+use crate::types::{
+    ClusterId, Direction, Error, KeyRange, Moved, NodeId, Operation, RequestId, Result, Timestamp, limits,
+};
+
+/// A request that comes without an id gets one whose timestamp is at most so old (rule R8).
+const MAX_SEEN_AGE: Duration = Duration::from_secs(10);
+
+/// This node's replicas, by the start of their ranges.
+#[derive(Default)]
+pub struct Replicas(RwLock<BTreeMap<Bytes, Arc<Replica>>>);
+
+impl Replicas {
+    /// Adds a replica.
+    pub fn add(&self, replica: Arc<Replica>) {
+        let start = replica.group().state().descriptor.range.start.clone();
+        self.0.write().insert(start, replica);
+    }
+
+    /// All of them, in key order.
+    pub fn all(&self) -> Vec<Arc<Replica>> {
+        self.0.read().values().cloned().collect()
+    }
+
+    /// The replica whose range holds the key.
+    pub fn holding(&self, key: &[u8]) -> Option<Arc<Replica>> {
+        let replicas = self.0.read();
+        let (_, replica) = replicas.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        replica.group().state().descriptor.range.contains(key).then(|| replica.clone())
+    }
+
+    /// The replica that holds the largest keys below `end` (of all keys, for `None`).
+    pub fn holding_below(&self, end: Option<&Bytes>) -> Option<Arc<Replica>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let replicas = self.0.read();
+        let upper = end.map_or(Unbounded, |end| Excluded(end.as_ref()));
+        let (_, replica) = replicas.range::<[u8], _>((Unbounded, upper)).next_back()?;
+        let range = replica.group().state().descriptor.range.clone();
+        let reaches = match (&range.end, end) {
+            (None, _) => true,
+            (Some(mine), Some(end)) => end <= mine,
+            (Some(_), None) => false,
+        };
+        reaches.then(|| replica.clone())
+    }
+}
+
+/// Serves requests on the replicas of this node.
+pub struct Dispatcher {
+    cluster: ClusterId,
+    node: NodeId,
+    replicas: Arc<Replicas>,
+    timestamps: Timestamps,
+}
+
+impl Dispatcher {
+    /// A dispatcher over the replicas of a node.
+    pub fn new(cluster: ClusterId, node: NodeId, replicas: Arc<Replicas>, timestamps: Timestamps) -> Self {
+        Self { cluster, node, replicas, timestamps }
+    }
+
+    /// Serves one request. Every failure is a reply too.
+    pub async fn call(&self, request: Request) -> Reply {
+        match self.serve(request).await {
+            Ok(reply) => reply,
+            Err(error) => Reply::Error(convert::error_to_proto(&error)),
+        }
+    }
+
+    async fn serve(&self, request: Request) -> Result<Reply> {
+        let came = Instant::now();
+        let header = convert::header_of(&request)?;
+        header.check_cluster(self.cluster)?;
+        let deadline = came + header.deadline;
+        match convert::call_from_proto(request)? {
+            Call::Write { kind, operation } => self.write(kind, operation, header.request_id, deadline).await,
+            Call::Get { key, at } => self.get(key, at, deadline).await,
+            Call::GetMany { keys, at } => self.get_many(keys, at, deadline).await,
+            Call::ScanPage(scan) => self.scan_page(scan, deadline).await,
+            Call::Timestamp => {
+                let ts = self.timestamps.take(1).await?;
+                Ok(Reply::Timestamp(v1::TimestampReply { ts: ts.0 }))
+            }
+            Call::Empty => Ok(Reply::Empty(v1::EmptyReply {})),
+        }
+    }
+
+    async fn write(
+        &self,
+        kind: WriteKind,
+        operation: Operation,
+        id: Option<RequestId>,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let replica = self.replica_for(&operation.keys())?;
+        let id = match id {
+            Some(id) => id,
+            None => {
+                let seen = self.timestamps.recent(MAX_SEEN_AGE).await?;
+                RequestId { seen, unique: rand::random() }
+            }
+        };
+        let outcome = replica.execute(id, operation, deadline).await?;
+        convert::write_reply(kind, outcome)
+    }
+
+    async fn get(&self, key: Bytes, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
+        let replica = self.holding(&key)?;
+        let record = match at {
+            None => replica.get_latest(&key, deadline).await?,
+            Some(at) => {
+                let at = replica.read_timestamp(at).await?;
+                replica.get_at(&[key], at, deadline).await?.pop().flatten()
+            }
+        };
+        Ok(Reply::Get(convert::get_reply(record, self.node)))
+    }
+
+    async fn get_many(&self, keys: Vec<Bytes>, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
+        let first = keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
+        let replica = self.holding(first)?;
+        let descriptor = replica.group().state().descriptor.clone();
+        if let Some(elsewhere) = keys.iter().find(|key| !descriptor.range.contains(key)) {
+            // The caller's map put them together: a newer one may not.
+            return Err(Error::moved(
+                format!("shard {} does not hold {}", descriptor.id, convert::printable_internal(elsewhere)),
+                Moved { shard: Some(descriptor), leader: None },
+            ));
+        }
+        let at = replica.read_timestamp(at.unwrap_or(Timestamp::ZERO)).await?;
+        let records = replica.get_at(&keys, at, deadline).await?;
+        Ok(Reply::GetMany(convert::get_many_reply(records, at)))
+    }
+
+    async fn scan_page(&self, scan: Scan, deadline: Instant) -> Result<Reply> {
+        if scan.range.is_empty() {
+            let at = scan.at.unwrap_or(Timestamp::ZERO);
+            return Ok(Reply::ScanPage(v1::ScanPageReply { at_ts: at.0, ..Default::default() }));
+        }
+        let replica = match scan.direction {
+            Direction::Forward => self.replicas.holding(&scan.range.start),
+            Direction::Reverse => self.replicas.holding_below(scan.range.end.as_ref()),
+        };
+        let replica = replica.ok_or_else(|| not_here(&scan.range.start))?;
+        let at = replica.read_timestamp(scan.at.unwrap_or(Timestamp::ZERO)).await?;
+        let Some(here) = replica.group().state().descriptor.range.intersect(&scan.range) else {
+            return Err(not_here(&scan.range.start));
+        };
+        let limit = |limit: Option<u64>, most: usize| {
+            limit.map_or(most, |limit| usize::try_from(limit).unwrap_or(most).min(most))
+        };
+        let request = PageRequest {
+            range: here.clone(),
+            direction: scan.direction,
+            keys_only: scan.keys_only,
+            at,
+            max_rows: limit(scan.limit_rows, limits::MAX_PAGE_ROWS),
+            max_bytes: limit(scan.limit_bytes, limits::MAX_PAGE_BYTES),
+        };
+        let page = replica.scan_page(request, deadline).await?;
+        let size_bytes: usize = page.rows.iter().map(|(key, record)| key.len() - 1 + record.value.len()).sum();
+        let limited = scan.limit_rows.is_some_and(|limit| page.rows.len() as u64 >= limit)
+            || (page.next.is_some() && scan.limit_bytes.is_some_and(|limit| {
+                limit <= limits::MAX_PAGE_BYTES as u64 || size_bytes as u64 >= limit
+            }));
+        let next = page.next.or_else(|| rest(&here, &scan.range, scan.direction));
+        let rows = page
+            .rows
+            .into_iter()
+            .map(|(key, record)| convert::row_to_proto(&key, record))
+            .collect::<Result<_>>()?;
+        let next = next.map(|key| user_bound(&key));
+        Ok(Reply::ScanPage(v1::ScanPageReply { rows, at_ts: at.0, next, limited }))
+    }
+
+    fn holding(&self, key: &Bytes) -> Result<Arc<Replica>> {
+        self.replicas.holding(key).ok_or_else(|| not_here(key))
+    }
+
+    /// The replica that holds all of the keys.
+    fn replica_for(&self, keys: &[&Bytes]) -> Result<Arc<Replica>> {
+        let first = keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
+        let replica = self.holding(first)?;
+        let state = replica.group().state();
+        match keys.iter().find(|key| !state.descriptor.range.contains(key)) {
+            None => Ok(replica),
+            Some(other) => Err(Error::invalid(format!(
+                "keys {} and {} are in different shards: this request must keep to one shard; see the shard map \
+                 for where shards begin",
+                convert::printable_internal(first),
+                convert::printable_internal(other)
+            ))),
+        }
+    }
+}
+
+/// Where a scan goes on once the part of its range in this shard is done; `None` where all is done.
+fn rest(here: &KeyRange, whole: &KeyRange, direction: Direction) -> Option<Bytes> {
+    match direction {
+        Direction::Forward if here.end != whole.end => here.end.clone(),
+        Direction::Reverse if here.start != whole.start => Some(here.start.clone()),
+        _ => None,
+    }
+}
+
+/// A bound of a scan as the user sees it: without the keyspace byte.
+fn user_bound(internal: &Bytes) -> Bytes {
+    internal.slice(internal.len().min(1)..)
+}
+
+fn not_here(key: &Bytes) -> Error {
+    Error::moved(
+        format!(
+            "this node has no replica of the shard that holds {}: refresh the map",
+            convert::printable_internal(key)
+        ),
+        Moved::default(),
+    )
+}

@@ -1,0 +1,234 @@
+//! A node that belongs to a cluster: its groups, its replicas, its way to the oracle.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use prost::Message;
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::calls::{self, SystemOperation};
+use super::dispatch::{Dispatcher, Replicas};
+use super::oracle_client::OracleClient;
+use super::oracle_server::OracleServer;
+use super::replica::{Replica, Resolve};
+use super::sequencer::Admission;
+use super::timestamps::Timestamps;
+use super::{NodeConfig, cluster_map, registrar};
+use crate::engine::SharedEngine;
+use crate::raft::{Group, Host, HostConfig};
+use crate::rpc::v1;
+use crate::types::{
+    ClusterId, Error, LeaderHint, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
+};
+
+/// How long an operation on the system keyspace may take.
+const SYSTEM_OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything a member runs.
+pub struct Member {
+    cluster: ClusterId,
+    record: NodeRecord,
+    host: Arc<Host>,
+    engine: SharedEngine,
+    oracle: Arc<OracleClient>,
+    timestamps: Timestamps,
+    admission: Admission,
+    replicas: Arc<Replicas>,
+    dispatcher: Arc<Dispatcher>,
+    stopping: CancellationToken,
+}
+
+impl Member {
+    /// Starts every replica that is on disk.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` where what is stored can't be read.
+    pub async fn start(
+        engine: SharedEngine,
+        cluster: ClusterId,
+        record: NodeRecord,
+        peers: Vec<NodeRecord>,
+        config: &NodeConfig,
+    ) -> Result<Arc<Self>> {
+        let node = record.id;
+        let host = Host::start(HostConfig {
+            engine: engine.clone(),
+            cluster,
+            node: record.clone(),
+            peers,
+            timing: config.timing.clone(),
+        })
+        .await?;
+        let oracle = Arc::new(OracleClient::new(&host, node));
+        let timestamps = Timestamps::start(oracle.clone());
+        let replicas = Arc::new(Replicas::default());
+        let dispatcher =
+            Arc::new(Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone()));
+        let member = Arc::new(Self {
+            cluster,
+            record,
+            host,
+            engine,
+            oracle,
+            timestamps,
+            admission: Admission::new(config.admission_bytes),
+            replicas,
+            dispatcher,
+            stopping: CancellationToken::new(),
+        });
+        member.answer_calls();
+        for group in member.host.open_groups().await? {
+            member.add_replica(group);
+        }
+        member.stand_where_sensible().await;
+        tokio::spawn(registrar::run(Arc::downgrade(&member), member.stopping.clone()));
+        Ok(member)
+    }
+
+    /// A replica that nobody else votes on stands at once, and so does the first replica of a new shard:
+    /// nobody can hold a lease there.
+    async fn stand_where_sensible(&self) {
+        for group in self.host.groups() {
+            let status = group.status();
+            let alone = status.voters.len() == 1;
+            let first = group.state().descriptor.replicas.first() == Some(&self.record.id);
+            if alone || (first && status.term == 0) {
+                // Without this it stands a little later, at its election timeout.
+                if let Err(error) = group.elect().await {
+                    tracing::debug!(shard = %group.id(), %error, "not standing for election yet");
+                }
+            }
+        }
+    }
+
+    fn add_replica(&self, group: Arc<Group>) {
+        if group.id() == ShardId::SYSTEM {
+            self.oracle.set_local(OracleServer::start(group.clone()));
+        }
+        let resolve = self.resolver();
+        let replica = Replica::start(group, self.timestamps.clone(), self.admission.clone(), resolve);
+        self.replicas.add(Arc::new(replica));
+    }
+
+    fn resolver(&self) -> Resolve {
+        let peers = self.host.peers().clone();
+        let own = self.record.clone();
+        Arc::new(move |node: NodeId| {
+            let grpc_addr =
+                if node == own.id { own.grpc_addr.clone() } else { peers.get(node)?.grpc_addr };
+            Some(LeaderHint { node, grpc_addr })
+        })
+    }
+
+    fn answer_calls(self: &Arc<Self>) {
+        let member = Arc::downgrade(self);
+        self.host.on_call(Arc::new(move |_from, kind, body| -> BoxFuture<'static, Result<Bytes>> {
+            let member = member.clone();
+            Box::pin(async move {
+                let member = member.upgrade().ok_or_else(|| Error::unavailable("the node is stopping"))?;
+                member.answer(kind, &body).await
+            })
+        }));
+    }
+
+    async fn answer(&self, kind: u32, body: &[u8]) -> Result<Bytes> {
+        match kind {
+            calls::CUT_TIMESTAMPS => {
+                let oracle = self
+                    .oracle
+                    .local()
+                    .ok_or_else(|| Error::unavailable("this node has no replica of the system shard"))?;
+                oracle.cut(calls::decode_count(body)?).await.map(calls::encode_timestamp)
+            }
+            calls::GET_MAP => Ok(Bytes::from(cluster_map::read(self).await?.encode_to_vec())),
+            calls::SYSTEM_OPERATION => {
+                let SystemOperation { id, operation } =
+                    crate::codec::decode(body, "an operation on the system keyspace")?;
+                let outcome = self.execute_here(id, operation).await?;
+                Ok(calls::encode_outcome(&outcome))
+            }
+            unknown => Err(Error::invalid(format!(
+                "this node (version {}) does not know call {unknown}: is the other one newer? Finish the upgrade",
+                self.record.version
+            ))),
+        }
+    }
+
+    async fn execute_here(&self, id: RequestId, operation: Operation) -> Result<Outcome> {
+        let keys = operation.keys();
+        let replica = keys
+            .first()
+            .and_then(|key| self.replicas.holding(key))
+            .filter(|replica| replica.group().id() == ShardId::SYSTEM)
+            .ok_or_else(|| Error::unavailable("this node has no replica of the system shard"))?;
+        replica.execute(id, operation, Instant::now() + SYSTEM_OPERATION_TIMEOUT).await
+    }
+
+    /// Executes an operation on the system keyspace, here or at the leader of the system shard.
+    pub async fn execute_system(&self, id: RequestId, operation: Operation) -> Result<Outcome> {
+        let leader = self.host.group(ShardId::SYSTEM).map(|group| group.leadership());
+        let candidates: Vec<NodeId> = match leader {
+            Some(leadership) if leadership.token().is_some() => return self.execute_here(id, operation).await,
+            Some(leadership) => leadership.leader_elsewhere().into_iter().collect(),
+            None => self.host.peers().all().into_iter().map(|peer| peer.id).collect(),
+        };
+        let body = Bytes::from(crate::codec::encode(&SystemOperation { id, operation }));
+        let mut last_error = Error::unavailable("no leader of the system shard is known: retry");
+        for node in candidates {
+            match self.host.call(node, calls::SYSTEM_OPERATION, body.clone(), SYSTEM_OPERATION_TIMEOUT).await {
+                Ok(body) => return calls::decode_outcome(&body),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// This node, as the registry records it.
+    pub fn record(&self) -> &NodeRecord {
+        &self.record
+    }
+
+    /// The Raft host.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The node's store.
+    pub fn engine(&self) -> &SharedEngine {
+        &self.engine
+    }
+
+    /// The node's way to timestamps.
+    pub fn timestamps(&self) -> &Timestamps {
+        &self.timestamps
+    }
+
+    /// The node's replicas.
+    pub fn replicas(&self) -> &Arc<Replicas> {
+        &self.replicas
+    }
+
+    /// Serves requests.
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.dispatcher
+    }
+
+    /// Where everything is, as far as this node knows.
+    pub async fn map(&self) -> Result<v1::GetMapReply> {
+        cluster_map::read(self).await
+    }
+
+    /// Stops the groups, and writes everything to disk.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.stopping.cancel();
+        self.host.shutdown().await
+    }
+}

@@ -1,0 +1,268 @@
+//! The order inside a shard: waiting commands become one batch, the batch gets its timestamps, then it is
+//! proposed as one log entry, fenced with the leadership under which it asked.
+//!
+//! Batches are proposed in the order in which their timestamps were asked for, so the timestamps of a
+//! shard's log rise strictly, across leaders too; apply refuses an entry whose do not.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::barrier::{Barrier, Fate, Ticket};
+use super::timestamps::Timestamps;
+use crate::codec;
+use crate::raft::{Group, Leadership, Proposal, ProposeError, Token};
+use crate::shard::{Command, Entry};
+use crate::types::{Error, LeaderHint, Moved, NodeId, Operation, Outcome, RequestId, Result};
+
+/// Commands in one entry, at most.
+const MAX_BATCH_COMMANDS: usize = 1024;
+/// Bytes of keys and values in one entry, at most (one command may be larger).
+const MAX_ENTRY_BYTES: usize = 2 * 1024 * 1024;
+/// Batches of one shard under way at once. Few: what waits meanwhile makes the next batch larger.
+const MAX_BATCHES_UNDER_WAY: usize = 3;
+/// Commands that wait for a batch; more wait for a place.
+const QUEUE_LENGTH: usize = 4096;
+
+/// Bytes of commands that may wait on a node at once, over all shards. Bounds memory under overload.
+#[derive(Clone)]
+pub struct Admission(Arc<Semaphore>);
+
+impl Admission {
+    const UNIT_BYTES: usize = 1024;
+
+    /// Admits commands of up to so many bytes together.
+    pub fn new(limit_bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(limit_bytes / Self::UNIT_BYTES)))
+    }
+
+    async fn admit(&self, size_bytes: usize, deadline: Instant) -> Result<OwnedSemaphorePermit> {
+        let units = size_bytes / Self::UNIT_BYTES + 1;
+        match tokio::time::timeout_at(deadline, self.0.clone().acquire_many_owned(units as u32)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::unavailable(
+                "the node is overloaded: the command waited for a place until its deadline and was not \
+                 taken; retry later, or with fewer requests at once",
+            )),
+        }
+    }
+}
+
+struct Waiting {
+    id: RequestId,
+    operation: Operation,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<Outcome>>,
+    _admitted: OwnedSemaphorePermit,
+}
+
+/// Takes the commands of one shard on this node.
+pub struct Sequencer {
+    queue: mpsc::Sender<Waiting>,
+    admission: Admission,
+    barrier: Arc<Barrier>,
+}
+
+impl Sequencer {
+    /// Starts the shard's sequencing task; it ends when the sequencer is dropped.
+    pub fn start(
+        group: Arc<Group>,
+        timestamps: Timestamps,
+        admission: Admission,
+        resolve: impl Fn(NodeId) -> Option<LeaderHint> + Send + Sync + 'static,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE_LENGTH);
+        let barrier = Arc::new(Barrier::default());
+        let task = Task {
+            group,
+            timestamps,
+            barrier: barrier.clone(),
+            under_way: Arc::new(Semaphore::new(MAX_BATCHES_UNDER_WAY)),
+            resolve: Box::new(resolve),
+        };
+        tokio::spawn(task.run(waiting));
+        Self { queue, admission, barrier }
+    }
+
+    /// What reads of this shard must wait for.
+    pub fn barrier(&self) -> &Barrier {
+        &self.barrier
+    }
+
+    /// Sequences a command and waits until it is applied.
+    ///
+    /// # Errors
+    ///
+    /// `Moved` where this node does not lead the shard, `Unavailable` where the command was certainly not
+    /// proposed, `Undetermined` where it may have been.
+    pub async fn execute(&self, id: RequestId, operation: Operation, deadline: Instant) -> Result<Outcome> {
+        let admitted = self.admission.admit(operation.size_bytes(), deadline).await?;
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { id, operation, deadline, answer, _admitted: admitted };
+        let stopping = || Error::unavailable("the node is stopping: ask another node");
+        match tokio::time::timeout_at(deadline, self.queue.send(waiting)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(stopping()),
+            Err(_) => return Err(overdue()),
+        }
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Error::undetermined("the node stopped before it learnt the command's outcome")),
+            Err(_) => Err(Error::undetermined(
+                "the deadline passed before the command's outcome was known: it may still take effect; retry \
+                 with the same request id, or read before doing it again",
+            )),
+        }
+    }
+}
+
+fn overdue() -> Error {
+    Error::unavailable("the deadline passed before the command was proposed: nothing was done; retry")
+}
+
+struct Task {
+    group: Arc<Group>,
+    timestamps: Timestamps,
+    barrier: Arc<Barrier>,
+    under_way: Arc<Semaphore>,
+    resolve: Box<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>,
+}
+
+impl Task {
+    async fn run(self, mut queue: mpsc::Receiver<Waiting>) {
+        let mut held: Option<Waiting> = None;
+        loop {
+            // A place first, then the batch: what comes while all places are taken joins the next batch.
+            let Ok(place) = self.under_way.clone().acquire_owned().await else { return };
+            let Some(batch) = gather(&mut queue, &mut held).await else { return };
+            self.propose(batch, place).await;
+        }
+    }
+
+    async fn propose(&self, mut batch: Vec<Waiting>, place: OwnedSemaphorePermit) {
+        let token = match self.group.leadership() {
+            Leadership::Leading(token) => token,
+            Leadership::Following { leader } => return refuse(batch, &self.moved(leader)),
+            Leadership::Stopped { fault } => return refuse(batch, &stopped(&fault)),
+        };
+        let now = Instant::now();
+        batch.retain(|waiting| !waiting.answer.is_closed());
+        let (late, mut batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| waiting.deadline <= now);
+        refuse(late, &overdue());
+        if batch.is_empty() {
+            return;
+        }
+        let keys: HashSet<Bytes> =
+            batch.iter().flat_map(|waiting| waiting.operation.keys()).cloned().collect();
+        let mut ticket = self.barrier.open(keys);
+        let first = match self.timestamps.take(batch.len() as u64).await {
+            Ok(first) => first,
+            Err(error) => return refuse(batch, &error),
+        };
+        ticket.stamped(first);
+        let mut commands = Vec::with_capacity(batch.len());
+        for (position, waiting) in batch.iter_mut().enumerate() {
+            let operation = std::mem::replace(&mut waiting.operation, Operation::Delete { key: Bytes::new() });
+            commands.push(Command { id: waiting.id, timestamp: first.plus(position as u64), operation });
+        }
+        let body = Bytes::from(codec::encode(&Entry::Commands(commands)));
+        ticket.proposed();
+        let proposal = self.group.submit(token, body).await;
+        let following = Following { group: self.group.clone(), token, ticket, place };
+        let moved = self.moved(None);
+        tokio::spawn(following.follow(proposal, batch, moved));
+    }
+
+    fn moved(&self, leader: Option<NodeId>) -> Error {
+        let shard = self.group.state().descriptor.clone();
+        let message = match leader {
+            Some(node) => format!("shard {} is led by node {node}: send the request there", shard.id),
+            None => format!("shard {} has no leader that this node knows of: retry", shard.id),
+        };
+        let leader = leader.and_then(|node| (self.resolve)(node));
+        Error::moved(message, Moved { shard: Some(shard), leader })
+    }
+}
+
+/// Takes what is waiting, up to the limits of an entry; `None` once the sequencer is gone.
+async fn gather(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
+    let first = match held.take() {
+        Some(waiting) => waiting,
+        None => queue.recv().await?,
+    };
+    let mut size_bytes = first.operation.size_bytes();
+    let mut batch = vec![first];
+    while batch.len() < MAX_BATCH_COMMANDS {
+        let Ok(next) = queue.try_recv() else { break };
+        size_bytes += next.operation.size_bytes();
+        if size_bytes > MAX_ENTRY_BYTES {
+            *held = Some(next);
+            break;
+        }
+        batch.push(next);
+    }
+    Some(batch)
+}
+
+/// A proposed batch until its outcomes are known.
+struct Following {
+    group: Arc<Group>,
+    token: Token,
+    ticket: Ticket,
+    place: OwnedSemaphorePermit,
+}
+
+impl Following {
+    async fn follow(self, proposal: Proposal, batch: Vec<Waiting>, moved: Error) {
+        match proposal.await {
+            Ok(outcomes) => {
+                let unanswered = batch.len().saturating_sub(outcomes.len());
+                debug_assert_eq!(unanswered, 0, "apply answers every command");
+                self.ticket.settle(Fate::Settled);
+                for (waiting, outcome) in batch.into_iter().zip(outcomes) {
+                    // Whoever asked may have gone at its deadline.
+                    let _ = waiting.answer.send(Ok(outcome));
+                }
+            }
+            Err(ProposeError::NotLeader { .. }) => {
+                self.ticket.settle(Fate::Settled);
+                refuse(batch, &moved);
+            }
+            Err(ProposeError::Unknown { reason }) => {
+                refuse(batch, &unknown(&reason));
+                self.hold().await;
+            }
+        }
+    }
+
+    /// Keeps a batch of unknown fate registered while this leadership lasts: it may still be applied
+    /// under it, and no read may miss it until then (rule R1).
+    async fn hold(self) {
+        let mut leadership = self.group.watch_leadership();
+        let over = |now: &Leadership| !matches!(now, Leadership::Leading(token) if *token == self.token);
+        // An error means the group is gone, and its leadership with it.
+        let _ = leadership.wait_for(over).await;
+        drop(self.place);
+        self.ticket.settle(Fate::Unknown);
+    }
+}
+
+fn refuse(batch: Vec<Waiting>, error: &Error) {
+    for waiting in batch {
+        let _ = waiting.answer.send(Err(error.clone()));
+    }
+}
+
+fn stopped(fault: &str) -> Error {
+    Error::unavailable(format!("this replica has stopped ({fault}): ask another node"))
+}
+
+fn unknown(reason: &str) -> Error {
+    Error::undetermined(format!(
+        "the shard's leader changed while the command was under way ({reason}): it may have taken effect; \
+         retry with the same request id, or read before doing it again"
+    ))
+}

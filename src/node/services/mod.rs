@@ -1,0 +1,10 @@
+//! The gRPC services of a node: thin translations to what the node does.
+
+mod cluster;
+mod kv;
+mod peer;
+mod session;
+
+pub use cluster::{ClusterService, status_of};
+pub use kv::KvService;
+pub use peer::PeerService;

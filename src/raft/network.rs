@@ -1,0 +1,268 @@
+//! openraft's view of the connections: what a replica sends to another replica of its group.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::impls::EmptyNode;
+use openraft::network::{
+    Backoff, NetAppend, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    stream_append_sequential,
+};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::{SnapshotOf, VoteOf};
+use openraft::{RPCTypes, RaftNetworkFactory};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::transfer::Courier;
+use super::transport::{AppendCall, CallError, Kind, Link, Transport};
+use super::{SnapshotData, TypeConfig, transport};
+use crate::codec;
+use crate::types::{NodeId, ShardId};
+
+/// The most bytes of one append stream that are sent and not answered. One request may exceed it.
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// An append is answered after the follower's disk has synced it, so a stream is given up only after
+/// this many times the soft limit without any answer.
+const STALL_FACTOR: u32 = 4;
+
+/// Makes the senders of one group.
+pub(super) struct NetworkFactory {
+    pub transport: Arc<Transport>,
+    pub courier: Arc<Courier>,
+    pub group: ShardId,
+    pub own: NodeId,
+}
+
+impl NetworkFactory {
+    fn sender(&self, target: NodeId, heartbeat: bool) -> Sender {
+        Sender {
+            transport: Arc::clone(&self.transport),
+            courier: Arc::clone(&self.courier),
+            link: self.transport.link(target),
+            group: self.group,
+            own: self.own,
+            target,
+            heartbeat,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = Sender;
+
+    async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Sender {
+        self.sender(target, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _node: &EmptyNode) -> Sender {
+        self.sender(target, true)
+    }
+}
+
+/// Sends to one other replica of a group.
+pub(super) struct Sender {
+    transport: Arc<Transport>,
+    courier: Arc<Courier>,
+    link: Arc<Link>,
+    group: ShardId,
+    own: NodeId,
+    target: NodeId,
+    /// Heartbeats come one at a time: a call each is less than a stream each.
+    heartbeat: bool,
+}
+
+/// Everything that went wrong on the way is `Unreachable`, for which openraft waits before it tries
+/// again; a `Network` error it would retry at once.
+fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+impl Sender {
+    async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        request: &Q,
+        option: &RPCOption,
+        action: RPCTypes,
+    ) -> Result<A, RPCError<TypeConfig>> {
+        let timeout = option.soft_ttl();
+        let body = Bytes::from(codec::encode(request));
+        match self.transport.call(self.target, kind, self.group.0, body, timeout).await {
+            Ok(answer) => codec::decode(&answer, "an answer of another node").map_err(unreachable),
+            Err(CallError::Timeout { timeout, .. }) => {
+                Err(RPCError::Timeout(Timeout { action, id: self.own, target: self.target, timeout }))
+            }
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+}
+
+impl NetAppend<TypeConfig> for Sender {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(Kind::Append, &request, &option, RPCTypes::AppendEntries).await
+    }
+}
+
+type AppendAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+impl NetStreamAppend<TypeConfig> for Sender {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendAnswer>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        if self.heartbeat {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let connection = self.link.connection(option.soft_ttl()).await.map_err(unreachable)?;
+            let opening = connection.open_append(self.group.0);
+            let call = tokio::time::timeout(option.soft_ttl(), opening)
+                .await
+                .map_err(|_| unreachable("too much waits to be sent"))?
+                .map_err(unreachable)?;
+            let answers: BoxStream<'s, AppendAnswer> =
+                Box::pin(pipeline(call, input, option.soft_ttl() * STALL_FACTOR));
+            Ok(answers)
+        })
+    }
+}
+
+/// Forwards requests as they come, within a window, and yields the answers in the same order. Ends after
+/// the last answer, or with the first error.
+fn pipeline<S>(mut call: AppendCall, mut input: S, stall: Duration) -> impl Stream<Item = AppendAnswer> + Send
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    async_stream::stream! {
+        let mut unanswered = VecDeque::new();
+        let mut unanswered_bytes = 0;
+        let mut input_ended = false;
+        let mut deadline = Instant::now() + stall;
+        while !(input_ended && unanswered.is_empty()) {
+            let room = unanswered.len() < transport::APPEND_WINDOW && unanswered_bytes < WINDOW_BYTES;
+            tokio::select! {
+                biased;
+                answer = call.recv(), if !unanswered.is_empty() => {
+                    unanswered_bytes -= unanswered.pop_front().unwrap_or(0);
+                    deadline = Instant::now() + stall;
+                    let answer = read_answer(answer);
+                    let ended = !matches!(answer, Ok(Ok(_)));
+                    yield answer;
+                    if ended {
+                        return;
+                    }
+                }
+                request = input.next(), if room && !input_ended => {
+                    let Some(request) = request else {
+                        input_ended = true;
+                        continue;
+                    };
+                    let body = Bytes::from(codec::encode(&request));
+                    if unanswered.is_empty() {
+                        deadline = Instant::now() + stall;
+                    }
+                    unanswered.push_back(body.len());
+                    unanswered_bytes += body.len();
+                    let sent = tokio::time::timeout(stall, call.send(body)).await;
+                    match sent {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            yield Err(unreachable(error));
+                            return;
+                        }
+                        Err(_) => {
+                            yield Err(unreachable("too much waits to be sent"));
+                            return;
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(deadline), if !unanswered.is_empty() => {
+                    yield Err(unreachable(format!("no answer to an append within {stall:?}")));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn read_answer(answer: Result<Bytes, CallError>) -> AppendAnswer {
+    let body = answer.map_err(unreachable)?;
+    codec::decode(&body, "an answer to an append").map_err(unreachable)
+}
+
+impl NetVote<TypeConfig> for Sender {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(Kind::Vote, &request, &option, RPCTypes::Vote).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(Kind::PreVote, &request, &option, RPCTypes::Vote).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Sender {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(Kind::TransferLeader, &request, &option, RPCTypes::TransferLeader).await
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Sender {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            sent = self.courier.send(self.target, self.group, vote, snapshot) => {
+                sent.map_err(|error| StreamingError::Unreachable(Unreachable::from_string(error)))
+            }
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+}
+
+impl NetBackoff<TypeConfig> for Sender {
+    fn backoff(&self) -> Option<Backoff> {
+        // The links back off on their own; this only keeps a replica from asking a dead link in a loop.
+        let pauses = (0..).map(|attempt: u32| {
+            let pause = Duration::from_millis(50) * 2u32.pow(attempt.min(3));
+            pause.mul_f64(rand::random_range(0.75..1.25))
+        });
+        Some(Backoff::new(pauses))
+    }
+}
