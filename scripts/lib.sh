@@ -8,6 +8,7 @@ target_dir=${CARGO_TARGET_DIR:-$root/target}
 export CARGO_TARGET_DIR=$target_dir
 
 # The built command.
+# shellcheck disable=SC2034 # Used by the scripts.
 kvorum_bin=$target_dir/debug/kvorum
 
 # say WORDS...: a section's title.

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use tonic::transport::{Channel, Endpoint};
 
 use super::context::Context;
+use crate::rpc::convert;
 use crate::rpc::v1::cluster_client::ClusterClient;
 use crate::rpc::v1::{GetMapReply, GetMapRequest, GetStatusReply, GetStatusRequest, Node};
 use crate::types::limits::MAX_MESSAGE_BYTES;
@@ -50,7 +51,7 @@ pub async fn get_map(context: &Context) -> Result<GetMapReply> {
 /// The map as the node at `address` knows it.
 pub async fn map_of(address: &str, deadline: Duration) -> Result<GetMapReply> {
     let reply = connect(address, deadline).await?.get_map(GetMapRequest {}).await;
-    Ok(reply.map_err(Error::from)?.into_inner())
+    Ok(reply.map_err(|status| convert::error_from_status(&status))?.into_inner())
 }
 
 fn check_cluster(context: &Context, found: &str, endpoint: &str) -> Result<()> {
@@ -65,7 +66,7 @@ fn check_cluster(context: &Context, found: &str, endpoint: &str) -> Result<()> {
 /// What the node at `address` says about itself.
 pub async fn status_of(address: &str, deadline: Duration) -> Result<GetStatusReply> {
     let reply = connect(address, deadline).await?.get_status(GetStatusRequest {}).await;
-    Ok(reply.map_err(Error::from)?.into_inner())
+    Ok(reply.map_err(|status| convert::error_from_status(&status))?.into_inner())
 }
 
 /// What every node of the map says about itself, all asked at once.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{self, Format, print_line};
-use crate::client::{Client, Scan};
+use crate::client::{Client, ScanOptions};
 use crate::types::limits::MAX_VALUE_BYTES;
 use crate::{Error, Result};
 
@@ -186,8 +186,8 @@ impl Run {
     }
 
     async fn scan(&self, start: String) -> Result<()> {
-        let scan = Scan::prefix(self.prefix.clone()).start(start).limit_rows(self.rows);
-        self.client.scan(scan).try_for_each(|_| async { Ok(()) }).await
+        let options = ScanOptions { prefix: self.prefix.clone().into(), ..ScanOptions::from(start) };
+        self.client.scan(options.limit_rows(self.rows)).try_for_each(|_| async { Ok(()) }).await
     }
 }
 

@@ -11,6 +11,7 @@ use super::admin;
 use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{self, Format, print_line};
+use crate::rpc::convert;
 use crate::rpc::v1::{ChecksumRequest, Node, ReplicaChecksum};
 use crate::{Error, Result};
 
@@ -67,9 +68,6 @@ impl Verdict {
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
     let map = admin::get_map(context).await?;
-    if map.cluster_id.is_empty() {
-        return Err(Error::unavailable("no cluster is formed yet: run `kvorum cluster init`").into());
-    }
     let give_up_at = args.wait.map(|wait| Instant::now() + wait);
     let shards = loop {
         let shards = checksums(&map.nodes, context.deadline).await;
@@ -95,7 +93,7 @@ async fn checksums(nodes: &[Node], deadline: Duration) -> Result<Shards> {
     let deadline = deadline.max(Duration::from_secs(120));
     let replies = try_join_all(nodes.iter().map(|node| async move {
         let mut client = admin::connect(&node.grpc_addr, deadline).await?;
-        let reply = client.checksum(ChecksumRequest { shard: None }).await.map_err(Error::from)?;
+        let reply = client.checksum(ChecksumRequest { shard: None }).await.map_err(|status| convert::error_from_status(&status))?;
         Ok::<_, Error>((node.id, reply.into_inner().replicas))
     }))
     .await?;

@@ -10,7 +10,7 @@ use serde_json::Map;
 use super::context::Context;
 use super::failure::{Done, Failure};
 use super::{input, output};
-use crate::client::{Row, Scan};
+use crate::client::{Row, ScanOptions};
 use crate::types::Timestamp;
 use crate::{Error, Result};
 
@@ -47,9 +47,9 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
-    let scan = Scan { prefix: input::key(&args.prefix, context.hex)?, at: args.at, ..Scan::default() };
+    let options = ScanOptions { prefix: input::key(&args.prefix, context.hex)?, at: args.at, ..ScanOptions::default() };
     let client = context.client().await?;
-    let mut rows = std::pin::pin!(client.scan(scan));
+    let mut rows = client.scan(options);
     let mut out = output::stdout();
     while let Some(row) = rows.next().await {
         let row = row?;

@@ -12,6 +12,7 @@ use super::failure::{Done, Failure};
 use super::output::{Format, print_line};
 use super::records::{FileFormat, Records, SourceArgs};
 use super::{admin, input};
+use crate::rpc::convert;
 use crate::rpc::v1::{InitReply, InitRequest};
 use crate::types::limits::MAX_SHARDS;
 use crate::{Error, Result};
@@ -127,5 +128,5 @@ pub async fn init(request: InitRequest, deadline: Duration) -> Result<InitReply>
         return Err(Error::invalid("a cluster needs at least one node: give --nodes"));
     };
     let reply = admin::connect(&first, deadline).await?.init(request).await;
-    Ok(reply.map_err(Error::from)?.into_inner())
+    Ok(reply.map_err(|status| convert::error_from_status(&status))?.into_inner())
 }

@@ -197,7 +197,7 @@ async fn free_address(before: Option<&str>) -> Result<tokio::net::TcpListener> {
 async fn form(context: &Context, args: &Args, supervisor: &mut Supervisor) -> Result<String, Failure> {
     let give_up_at = Instant::now() + START_PATIENCE;
     let mut statuses = Vec::new();
-    for child in supervisor.children() {
+    for child in supervisor.children().to_vec() {
         statuses.push(supervisor.wait_for(&child.entry, give_up_at, |_| true).await?);
     }
     if statuses.iter().all(|status| status.cluster_id.is_empty()) {

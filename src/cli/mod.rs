@@ -1,4 +1,4 @@
-//! Floor 8: the `kvorum` command. One file a command; what they share is in `context`, `input`, `output`
+//! Floor 7: the `kvorum` command. One file a command; what they share is in `context`, `input`, `output`
 //! and `failure`.
 
 mod add;

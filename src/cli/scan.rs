@@ -10,8 +10,8 @@ use super::context::Context;
 use super::failure::{Done, Failure};
 use super::input;
 use super::output::{self, Format};
-use crate::client::{Row, Scan};
-use crate::types::{Direction, Timestamp};
+use crate::client::{Row, ScanOptions};
+use crate::types::Timestamp;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,13 +53,13 @@ pub struct Args {
 }
 
 impl Args {
-    fn scan(&self, hex: bool) -> Result<Scan, Failure> {
+    fn options(&self, hex: bool) -> Result<ScanOptions, Failure> {
         let key = |argument: &Option<OsString>| argument.as_deref().map(|key| input::key(key, hex)).transpose();
-        Ok(Scan {
+        Ok(ScanOptions {
             start: key(&self.start)?.unwrap_or_default(),
             end: key(&self.end)?,
             prefix: key(&self.prefix)?.unwrap_or_default(),
-            direction: if self.reverse { Direction::Reverse } else { Direction::Forward },
+            reverse: self.reverse,
             keys_only: self.keys_only,
             limit_rows: self.limit,
             limit_bytes: self.limit_bytes,
@@ -69,9 +69,9 @@ impl Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
-    let scan = args.scan(context.hex)?;
+    let options = args.options(context.hex)?;
     let client = context.client().await?;
-    let mut rows = std::pin::pin!(client.scan(scan));
+    let mut rows = client.scan(options);
     let mut out = output::stdout();
     let to_terminal = output::stdout_is_terminal();
     while let Some(row) = rows.next().await {

@@ -6,7 +6,7 @@ use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{self, Format, print_line};
 use super::admin;
-use crate::Result;
+use crate::{Error, Result};
 use crate::gateway::{not_ready_reasons, status_json};
 use crate::rpc::v1::{GetMapReply, GetStatusReply, Placement};
 
@@ -22,10 +22,10 @@ Exit code 1: a node does not answer or is not ready, or a shard has no leader.";
 pub struct Args {}
 
 pub async fn run(context: &Context, _: Args) -> Result<Done, Failure> {
-    let map = admin::get_map(context).await?;
-    if map.cluster_id.is_empty() {
-        return unformed(context).await;
-    }
+    let map = match admin::get_map(context).await {
+        Ok(map) => map,
+        Err(error) => return unformed(context, error).await,
+    };
     let statuses = admin::status_of_all(&map.nodes, context.deadline).await;
     let all_ready = statuses.iter().all(|status| matches!(status, Ok(status) if not_ready_reasons(status).is_empty()));
     let all_led = map.shards.iter().all(|placement| placement.leader != 0);
@@ -36,15 +36,21 @@ pub async fn run(context: &Context, _: Args) -> Result<Done, Failure> {
     Ok(if all_ready && all_led { Done::Ok } else { Done::No })
 }
 
-/// The nodes of no cluster: only those of `--endpoints` are known.
-async fn unformed(context: &Context) -> Result<Done, Failure> {
+/// No node knows a map. Where a node says that it belongs to no cluster yet, that is the answer, for the nodes of
+/// `--endpoints`; else `no_map` is.
+async fn unformed(context: &Context, no_map: Error) -> Result<Done, Failure> {
     let mut table = output::table(&["NODE", "STATE"]);
     let mut nodes = Vec::new();
+    let mut some_wait = false;
     for endpoint in &context.endpoints {
         let status = admin::status_of(endpoint, context.deadline).await;
+        some_wait |= matches!(&status, Ok(status) if status.cluster_id.is_empty());
         let state = status.as_ref().map_or_else(|error| error.message.clone(), |status| status.state.clone());
         table.add_row([endpoint.as_str(), &state]);
         nodes.push(json!({ "grpc": endpoint, "reachable": status.is_ok(), "state": state }));
+    }
+    if !some_wait {
+        return Err(no_map.into());
     }
     print_line(match context.output {
         Format::Text => format!("no cluster is formed yet: run `kvorum cluster init`\n\n{table}"),

@@ -1,7 +1,7 @@
 //! The processes of a development cluster: started, watched, started again, stopped.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -25,6 +25,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(10);
 /// How long a node may take to stop before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// How much of a log file is looked at for its last lines.
+const TAIL_BYTES: u64 = 4 * 1024;
 const POLL: Duration = Duration::from_millis(50);
 
 /// A node to run.
@@ -266,9 +268,20 @@ fn terminate(process: &Process) {
 
 /// The last lines of a log file.
 fn tail(path: &std::path::Path) -> String {
-    let text = std::fs::read(path).unwrap_or_default();
-    let from = text.len().saturating_sub(4 * 1024);
-    let text = String::from_utf8_lossy(&text[from..]).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(10)..].join("\n")
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut text = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    match read() {
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(10)..].join("\n")
+        }
+        Err(error) => format!("(it can't be read: {error})"),
+    }
 }

@@ -16,6 +16,7 @@ use super::failure::{Done, Failure, file_error};
 use super::output::{self, Format, print_line};
 use super::records::{Records, SourceArgs};
 use crate::codec::keyspace;
+use crate::rpc::convert;
 use crate::rpc::v1::{GetMapReply, Placement, ReplicaScanRequest, Row};
 use crate::{Error, Result};
 
@@ -124,9 +125,9 @@ async fn compare(
         return Err(Error::unavailable(format!("shard {shard} has a replica on node {node}, which the map does not list")));
     };
     let mut client = admin::connect(&address, deadline.max(Duration::from_secs(300))).await?;
-    let mut rows = client.replica_scan(ReplicaScanRequest { shard }).await.map_err(Error::from)?.into_inner();
+    let mut rows = client.replica_scan(ReplicaScanRequest { shard }).await.map_err(|status| convert::error_from_status(&status))?.into_inner();
     let mut compared = Compared::default();
-    while let Some(reply) = rows.message().await.map_err(Error::from)? {
+    while let Some(reply) = rows.message().await.map_err(|status| convert::error_from_status(&status))? {
         for row in &reply.rows {
             compare_row(&mut compared, row, expected);
         }
@@ -136,14 +137,12 @@ async fn compare(
 }
 
 fn compare_row(compared: &mut Compared, row: &Row, expected: &Expected) {
-    // Rows of a replica carry their keyspace byte; only users' keys were imported.
-    let Some(key) = row.key.strip_prefix(&[keyspace::USER]) else { return };
-    let Some(checksum) = expected.get(key) else { return };
+    let Some(checksum) = expected.get(&row.key) else { return };
     let value = row.record.as_ref().map(|record| record.value.as_ref()).unwrap_or_default();
     if xxh3_128(value) == *checksum {
         compared.present += 1;
     } else {
         compared.wrong += 1;
-        compared.show("another value:", key);
+        compared.show("another value:", &row.key);
     }
 }
