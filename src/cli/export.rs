@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use clap::ValueEnum;
-use futures::StreamExt;
 use serde_json::Map;
 
 use super::context::Context;
@@ -47,7 +46,7 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
-    let options = ScanOptions { prefix: input::key(&args.prefix, context.hex)?, at: args.at, ..ScanOptions::default() };
+    let options = ScanOptions { prefix: input::bound(&args.prefix, context.hex)?, at: args.at, ..ScanOptions::default() };
     let client = context.client().await?;
     let mut rows = client.scan(options);
     let mut out = output::stdout();

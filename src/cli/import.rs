@@ -64,10 +64,12 @@ struct Counts {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
+    // A file that can't be read is told before a cluster is asked for.
+    let records = Records::open(&args.source)?;
     let client = context.client().await?;
     let started = Instant::now();
     let progress = progress_bar(&args.source);
-    let (lines, reader) = read_on_thread(&args.source)?;
+    let (lines, reader) = read_on_thread(records, &args.source);
     let mut import = Import { client, args, progress, counts: Counts::default(), under_way: JoinSet::new() };
     let done = import.write_all(lines).await;
     import.progress.finish_and_clear();
@@ -84,9 +86,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
 type Reader = tokio::task::JoinHandle<Result<(), Failure>>;
 
 /// Reads records on a thread of its own, a bounded number ahead.
-fn read_on_thread(source: &SourceArgs) -> Result<(mpsc::Receiver<Next>, Reader), Failure> {
+fn read_on_thread(records: Records, source: &SourceArgs) -> (mpsc::Receiver<Next>, Reader) {
     let (sender, receiver) = mpsc::channel(64);
-    let records = Records::open(source)?;
     let file = source.file.clone();
     let reader = tokio::task::spawn_blocking(move || {
         for next in records {
@@ -97,7 +98,7 @@ fn read_on_thread(source: &SourceArgs) -> Result<(mpsc::Receiver<Next>, Reader),
         }
         Ok(())
     });
-    Ok((receiver, reader))
+    (receiver, reader)
 }
 
 struct Import {
@@ -162,7 +163,7 @@ impl Import {
     }
 
     async fn bad_line(&mut self, bad: &BadLine) -> Result<(), Failure> {
-        let file = self.args.source.file.display();
+        let file = self.args.source.file.display().to_string();
         match self.args.on_error {
             OnError::Stop => {
                 // What was begun is finished, so that the count is what is stored.

@@ -7,12 +7,21 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::failure::{Failure, file_error};
+use crate::rpc::validate;
 use crate::types::limits::MAX_VALUE_BYTES;
 use crate::{Error, Result};
 
-/// A key: the argument's bytes, or with `hex` what its digits say.
+/// A key: the argument's bytes, or with `hex` what its digits say; checked for its length.
 pub fn key(argument: &OsStr, hex: bool) -> Result<Bytes> {
-    literal(argument, hex, "key")
+    let key = bound(argument, hex)?;
+    validate::key(&key)?;
+    Ok(key)
+}
+
+/// A prefix or the bound of a range: like a key, but it may be empty.
+pub fn bound(argument: &OsStr, hex: bool) -> Result<Bytes> {
+    let raw = argument.as_encoded_bytes();
+    if hex { decode_hex(raw, "key") } else { Ok(Bytes::copy_from_slice(raw)) }
 }
 
 /// A value: `-` is standard input, `@FILE` a file's bytes, `@@…` a value that begins with one `@`; anything
@@ -40,11 +49,6 @@ pub fn value(argument: &OsStr, hex: bool) -> Result<Bytes, Failure> {
     }
 }
 
-fn literal(argument: &OsStr, hex: bool, what: &str) -> Result<Bytes> {
-    let raw = argument.as_encoded_bytes();
-    if hex { decode_hex(raw, what) } else { Ok(Bytes::copy_from_slice(raw)) }
-}
-
 /// Bytes from hexadecimal digits.
 pub fn decode_hex(digits: &[u8], what: &str) -> Result<Bytes> {
     hex::decode(digits).map(Bytes::from).map_err(|error| {
@@ -69,6 +73,7 @@ mod tests {
     #[test]
     fn values_come_from_arguments_and_files() {
         let of = |text: &str, hex| value(OsStr::new(text), hex);
+        assert!(key(OsStr::new(""), false).is_err() && bound(OsStr::new(""), false).is_ok());
         assert_eq!(of("plain", false).expect("valid"), "plain");
         assert_eq!(of("@@at", false).expect("valid"), "@at");
         assert_eq!(of("00ff", true).expect("valid"), &b"\x00\xff"[..]);

@@ -8,6 +8,7 @@ use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{Format, print_line};
 use super::input;
+use crate::rpc::validate;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +31,7 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
     let key = input::key(&args.key, context.hex)?;
     let value = input::value(&args.value, context.hex)?;
+    validate::value(&key, &value)?;
     let put = context.client().await?.put(key, value).await?;
     print_line(match context.output {
         Format::Text => format!("ok: version {}, committed at {}", put.version, put.commit_ts),

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Write;
 
-use futures::StreamExt;
 use serde_json::Map;
 
 use super::context::Context;
@@ -54,7 +53,7 @@ pub struct Args {
 
 impl Args {
     fn options(&self, hex: bool) -> Result<ScanOptions, Failure> {
-        let key = |argument: &Option<OsString>| argument.as_deref().map(|key| input::key(key, hex)).transpose();
+        let key = |argument: &Option<OsString>| argument.as_deref().map(|key| input::bound(key, hex)).transpose();
         Ok(ScanOptions {
             start: key(&self.start)?.unwrap_or_default(),
             end: key(&self.end)?,
