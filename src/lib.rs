@@ -13,13 +13,10 @@ pub mod codec;
 pub mod rpc;
 pub mod types;
 
-#[cfg(feature = "client")]
-pub mod client;
-#[cfg(feature = "client")]
-pub use client::Client;
-
 #[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod engine;
 #[cfg(feature = "server")]
@@ -35,4 +32,8 @@ pub mod raft;
 #[cfg(feature = "server")]
 pub mod shard;
 
+#[cfg(feature = "client")]
+pub use client::Client;
+#[cfg(feature = "server")]
+pub use node::Embedded;
 pub use types::{Error, ErrorKind, Result};

@@ -20,8 +20,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 pub fn encode_into<T: Serialize + ?Sized>(value: &T, buffer: &mut Vec<u8>) {
     buffer.push(FORMAT_VERSION);
     // Writing to memory can't fail, and every type that is encoded is our own and derives Serialize.
-    bincode::serde::encode_into_std_write(value, buffer, CONFIG)
-        .expect("our own types encode into memory");
+    bincode::serde::encode_into_std_write(value, buffer, CONFIG).expect("our own types encode into memory");
 }
 
 /// Decodes what [`encode`] wrote. `what` names it in the error.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use super::{Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View};
+use super::{
+    Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View,
+};
 use crate::types::{Direction, Error, KeyRange, Result};
 
 type Table = BTreeMap<Bytes, Bytes>;
@@ -124,8 +126,12 @@ impl Engine for MemoryEngine {
 
     fn stats(&self) -> EngineStats {
         let tables = self.tables.read().clone();
-        let size_bytes =
-            tables.0.iter().flat_map(|table| table.iter()).map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let size_bytes = tables
+            .0
+            .iter()
+            .flat_map(|table| table.iter())
+            .map(|(key, value)| key.len() + value.len())
+            .sum::<usize>();
         EngineStats {
             size_bytes: size_bytes as u64,
             syncs: self.syncs.load(std::sync::atomic::Ordering::Relaxed),

@@ -43,15 +43,8 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 7] = [
-        Self::Log,
-        Self::Group,
-        Self::Current,
-        Self::History,
-        Self::Lock,
-        Self::Txn,
-        Self::Changelog,
-    ];
+    pub const ALL: [Family; 7] =
+        [Self::Log, Self::Group, Self::Current, Self::History, Self::Lock, Self::Txn, Self::Changelog];
 
     /// The families that hold a shard's data, keyed by its keys: what a snapshot carries.
     pub const SHARD_DATA: [Family; 4] = [Self::Current, Self::History, Self::Lock, Self::Txn];

@@ -96,7 +96,10 @@ fn staged_rows_take_the_place_of_a_range_and_can_do_so_again() {
         for _ in 0..2 {
             engine.install(&name, &replaced).expect("installs");
             let view = engine.view();
-            assert_eq!(all(view.as_ref(), Family::Current), [row("b", "new"), row("c", "new"), row("z", "old")]);
+            assert_eq!(
+                all(view.as_ref(), Family::Current),
+                [row("b", "new"), row("c", "new"), row("z", "old")]
+            );
             assert!(all(view.as_ref(), Family::History).is_empty());
             assert_eq!(all(view.as_ref(), Family::Txn), [row("t", "")]);
             // A later write to the range must not survive the repeated call.

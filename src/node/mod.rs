@@ -1,1 +1,29 @@
-//! Floor 6: a node: everything wired together.
+//! Floor 6: a node. Everything wired together: sequencer, oracle, reads, forming, services, shutdown.
+//!
+//! The machines below decide; this floor executes: it holds the clocks, the tasks and the sockets.
+
+mod barrier;
+mod calls;
+mod cluster_map;
+mod config;
+mod core;
+mod cuts;
+mod dispatch;
+mod embedded;
+mod forming;
+mod identity;
+mod link;
+mod member;
+mod oracle_client;
+mod oracle_server;
+mod peer_client;
+mod registrar;
+mod replica;
+mod sequencer;
+mod server;
+mod services;
+mod timestamps;
+
+pub use config::NodeConfig;
+pub use embedded::Embedded;
+pub use server::Node;

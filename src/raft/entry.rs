@@ -1,8 +1,8 @@
 //! A log entry's bytes on disk: a versioned head, then the payload as it came.
 
 use bytes::Bytes;
-use openraft::alias::{EntryOf, LogIdOf};
 use openraft::impls::{EmptyNode, EntryPayload};
+use openraft::type_config::alias::{EntryOf, LogIdOf};
 use openraft::{Membership, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,8 @@ pub fn decode(bytes: &Bytes) -> Result<StoredEntry> {
         Body::Normal(_) => EntryPayload::Normal(Payload(rest)),
         Body::Membership(membership) => EntryPayload::Membership(membership),
     };
-    let entry: <TypeConfig as RaftTypeConfig>::Entry = openraft::impls::Entry { log_id: head.log_id, payload };
+    let entry: <TypeConfig as RaftTypeConfig>::Entry =
+        openraft::impls::Entry { log_id: head.log_id, payload };
     Ok(StoredEntry { entry, end_position: head.end_position, size_bytes: bytes.len() as u64 })
 }
 
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     fn entry(payload: EntryPayload<Payload, NodeId, EmptyNode>) -> Entry {
-        let leader = openraft::alias::CommittedLeaderIdOf::<TypeConfig>::new(3, NodeId(2));
+        let leader = openraft::type_config::alias::CommittedLeaderIdOf::<TypeConfig>::new(3, NodeId(2));
         openraft::impls::Entry { log_id: LogId::new(leader, 17), payload }
     }
 

@@ -1,7 +1,6 @@
 //! Who leads a group, as seen from one replica.
 
 use openraft::RaftMetrics;
-use openraft::vote::RaftVote;
 
 use super::TypeConfig;
 use crate::types::NodeId;

@@ -95,7 +95,8 @@ mod tests {
     use crate::types::NodeId;
 
     fn entry(index: u64) -> Entry {
-        let leader = openraft::alias::CommittedLeaderIdOf::<crate::raft::TypeConfig>::new(1, NodeId(1));
+        let leader =
+            openraft::type_config::alias::CommittedLeaderIdOf::<crate::raft::TypeConfig>::new(1, NodeId(1));
         let payload = EntryPayload::Normal(Payload(Bytes::from(vec![0; 68])));
         openraft::impls::Entry { log_id: LogId::new(leader, index), payload }
     }

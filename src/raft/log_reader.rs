@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use openraft::storage::RaftLogReader;
-use openraft::{OptionalSend, alias::VoteOf};
+use openraft::{OptionalSend, type_config::alias::VoteOf};
 use parking_lot::Mutex;
 
 use super::TypeConfig;
@@ -57,13 +57,12 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of a group. Where what was applied lies beyond the log (apply does not wait for the
-    /// local disk), the log is purged up to it.
+    /// Opens the log of a group. Where what was applied lies beyond it (apply does not wait for the local
+    /// disk), the log is purged up to there.
     ///
     /// # Errors
     ///
-    /// `Corrupt` where records or entries can't be read, entries are missing, or the log contradicts what
-    /// was applied.
+    /// `Corrupt` where records or entries can't be read, or entries are missing.
     pub(super) fn open(engine: SharedEngine, group: ShardId, cache_bytes: u64) -> Result<Arc<Self>> {
         let vote = records::read(engine.as_ref(), group, Item::Vote)?;
         let purged: Option<LogId> = records::read(engine.as_ref(), group, Item::Purged)?;
@@ -75,7 +74,11 @@ impl Log {
                     None => Ok(None),
                 }
             };
-            (end_of(Direction::Forward)?, end_of(Direction::Reverse)?, AppliedRecord::read(view.as_ref(), group)?)
+            (
+                end_of(Direction::Forward)?,
+                end_of(Direction::Reverse)?,
+                AppliedRecord::read(view.as_ref(), group)?,
+            )
         };
         let first = purged.map_or(0, |purged| purged.index + 1);
         let mut state = LogState {
@@ -109,23 +112,31 @@ impl Log {
         Ok(log)
     }
 
-    /// Makes the log reach what was applied.
+    /// Makes the log fit what was applied. Where it ends before that, or holds another entry in its place
+    /// (a crash took the truncation and the entries that were applied, before their sync), none of its
+    /// entries is of use: those below are applied, and those from there on can never be committed.
     fn repair(&self, applied: LogId) -> Result<()> {
         let last = self.state.lock().last;
-        if last.is_none_or(|last| last.index < applied.index) {
-            tracing::info!(group = %self.group, ?last, %applied, "purges the log up to what was applied");
-            return match self.purge_batch(applied)? {
-                Some(batch) => self.engine.write(batch, Durability::Synced),
-                None => Ok(()),
-            };
+        let fits = match last {
+            Some(last) if last.index >= applied.index => match self.stored(applied.index)? {
+                Some(stored) => stored.entry.log_id == applied,
+                None => true,
+            },
+            _ => false,
+        };
+        if fits {
+            return Ok(());
         }
-        match self.stored(applied.index)? {
-            Some(stored) if stored.entry.log_id != applied => Err(Error::corrupt(format!(
-                "group {} has applied {applied}, but its log holds {} there",
-                self.group, stored.entry.log_id
-            ))),
-            _ => Ok(()),
-        }
+        tracing::info!(group = %self.group, ?last, %applied, "purges the log up to what was applied");
+        let mut state = self.state.lock();
+        state.purged = Some(applied);
+        state.last = Some(applied);
+        state.first = applied.index + 1;
+        state.start_position = state.end_position;
+        let mut batch = Batch::new();
+        batch.delete_range(Family::Log, keys::log_from(self.group, 0));
+        batch.put(Family::Group, keys::item(self.group, Item::Purged), codec::encode(&applied));
+        self.engine.write(batch, Durability::Synced)
     }
 
     /// The group.
@@ -339,7 +350,10 @@ impl RaftLogReader<TypeConfig> for LogReader {
     }
 
     /// Reads on only as the entries are taken, so that a long range is never in memory as a whole.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {

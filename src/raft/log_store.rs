@@ -33,8 +33,13 @@ impl LogStore {
     ///
     /// # Errors
     ///
-    /// `Corrupt` where the log can't be read, has a hole, or contradicts what was applied.
-    pub fn open(engine: SharedEngine, writer: Arc<LogWriter>, group: ShardId, cache_bytes: u64) -> Result<Self> {
+    /// `Corrupt` where the log can't be read or has a hole.
+    pub fn open(
+        engine: SharedEngine,
+        writer: Arc<LogWriter>,
+        group: ShardId,
+        cache_bytes: u64,
+    ) -> Result<Self> {
         let log = Log::open(engine, group, cache_bytes)?;
         Ok(Self { log, writer, sequence: 0 })
     }
@@ -44,7 +49,11 @@ impl LogStore {
         self.log.clone()
     }
 
-    fn append_entries(&mut self, entries: impl Iterator<Item = Entry>, callback: IOFlushed<TypeConfig>) -> Result<()> {
+    fn append_entries(
+        &mut self,
+        entries: impl Iterator<Item = Entry>,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<()> {
         self.sequence += 1;
         let mut batch = Batch::new();
         let mut count = 0;

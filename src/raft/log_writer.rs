@@ -74,10 +74,10 @@ impl LogWriter {
         let (queue, waiting) = mpsc::channel();
         let stats = Arc::new(LogWriterStats::default());
         let mut worker = Worker { engine, waiting, stats: stats.clone(), failed: None };
-        let thread = std::thread::Builder::new()
-            .name("log-writer".to_string())
-            .spawn(move || worker.run())
-            .map_err(|error| Error::unavailable(format!("can't start the log writer's thread: {error}")))?;
+        let thread =
+            std::thread::Builder::new().name("log-writer".to_string()).spawn(move || worker.run()).map_err(
+                |error| Error::unavailable(format!("can't start the log writer's thread: {error}")),
+            )?;
         Ok(Arc::new(Self { queue, stats, thread: Mutex::new(Some(thread)) }))
     }
 

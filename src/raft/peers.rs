@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::RwLock;
 
+use super::keys;
 use crate::codec;
-use crate::engine::{Batch, Durability, Family, SharedEngine, View};
-use crate::types::{Direction, Error, KeyRange, NodeId, NodeRecord, Result};
+use crate::engine::{Batch, Durability, Family, SharedEngine};
+use crate::types::{Error, NodeId, NodeRecord, Result};
 
-/// Node-level items of the group family stand behind every group's (group ids are big-endian numbers,
-/// and no shard has the highest).
-const PEER_PREFIX: &[u8] = b"\xff\xff\xff\xff\xff\xff\xff\xffpeer/";
+/// The node's own record that holds the book. Numbers from 128 on are this module's.
+const BOOK: u8 = 128;
 
 /// Other nodes, as they last said of themselves. Stored, so that a restarted node finds the others.
 ///
@@ -30,12 +29,11 @@ impl PeerBook {
     ///
     /// `Corrupt` where a record can't be read; what the engine says.
     pub fn open(engine: SharedEngine, own: NodeId, known: &[NodeRecord]) -> Result<Self> {
-        let mut records = BTreeMap::new();
-        for row in engine.view().scan(Family::Group, &KeyRange::prefix(PEER_PREFIX), Direction::Forward) {
-            let (_, value) = row?;
-            let record: NodeRecord = codec::decode(&value, "a peer's record")?;
-            records.insert(record.id, record);
-        }
+        let records: Vec<NodeRecord> = match engine.get(Family::Group, &keys::node_record(BOOK))? {
+            Some(bytes) => codec::decode(&bytes, "the peer book")?,
+            None => Vec::new(),
+        };
+        let records = records.into_iter().map(|record| (record.id, record)).collect();
         let book = Self { engine, own, records: RwLock::new(records) };
         for record in known {
             if record.id != own && book.get(record.id).is_none() {
@@ -81,16 +79,10 @@ impl PeerBook {
             Some(known) if known == record => return Ok(()),
             _ => {}
         }
-        let mut batch = Batch::default();
-        batch.put(Family::Group, key(record.id), codec::encode(record));
-        self.engine.write(batch, Durability::Buffered)?;
         records.insert(record.id, record.clone());
-        Ok(())
+        let mut batch = Batch::new();
+        let book: Vec<&NodeRecord> = records.values().collect();
+        batch.put(Family::Group, keys::node_record(BOOK), codec::encode(&book));
+        self.engine.write(batch, Durability::Buffered)
     }
-}
-
-fn key(node: NodeId) -> Bytes {
-    let mut key = BytesMut::from(PEER_PREFIX);
-    key.put_u64(node.0);
-    key.freeze()
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use openraft::alias::{SnapshotMetaOf, StoredMembershipOf, VoteOf};
+use openraft::type_config::alias::{SnapshotMetaOf, StoredMembershipOf, VoteOf};
 use serde::{Deserialize, Serialize};
 
+use super::TypeConfig;
 use super::entry::LogId;
 use super::keys::{self, Item};
-use super::TypeConfig;
 use crate::codec;
 use crate::engine::{Batch, Engine, Family, StagedName, View};
 use crate::shard::State;

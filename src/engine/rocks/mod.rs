@@ -18,7 +18,9 @@ use rocksdb::{
 
 pub use options::RocksOptions;
 
-use super::{Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View};
+use super::{
+    Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View,
+};
 use crate::types::{Direction, Error, ErrorKind, KeyRange, Result};
 
 /// What RocksDB calls the family that it makes unasked; nothing is stored there.
@@ -47,8 +49,8 @@ impl RocksEngine {
             .families()
             .into_iter()
             .map(|(family, options)| ColumnFamilyDescriptor::new(family.name(), options));
-        let db = DB::open_cf_descriptors(&db_options, path, families)
-            .map_err(|error| open_error(path, &error))?;
+        let db =
+            DB::open_cf_descriptors(&db_options, path, families).map_err(|error| open_error(path, &error))?;
         let staging_dir = staging::directory(path);
         std::fs::create_dir_all(&staging_dir).map_err(|error| io_error("create", &staging_dir, &error))?;
         let next_staging = AtomicU64::new(staging::last_number(&staging_dir)? + 1);
@@ -56,9 +58,9 @@ impl RocksEngine {
     }
 
     fn family(&self, family: Family) -> Result<&ColumnFamily> {
-        self.db.cf_handle(family.name()).ok_or_else(|| {
-            Error::corrupt(format!("the database has no column family {:?}", family.name()))
-        })
+        self.db
+            .cf_handle(family.name())
+            .ok_or_else(|| Error::corrupt(format!("the database has no column family {:?}", family.name())))
     }
 
     /// The first key past everything in a family and in the batch so far: RocksDB removes ranges only
@@ -167,10 +169,8 @@ impl Engine for RocksEngine {
             let handle = self.db.cf_handle(family.name())?;
             self.db.property_int_value_cf(handle, property).ok().flatten()
         };
-        let size_bytes = Family::ALL
-            .iter()
-            .filter_map(|family| size_of(*family, "rocksdb.total-sst-files-size"))
-            .sum();
+        let size_bytes =
+            Family::ALL.iter().filter_map(|family| size_of(*family, "rocksdb.total-sst-files-size")).sum();
         EngineStats { size_bytes, syncs: self.syncs.load(Ordering::Relaxed) }
     }
 

@@ -1,0 +1,129 @@
+//! A running Raft core of a group, and what is read from it without asking it.
+
+use std::sync::Arc;
+
+use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{Instant, RaftMetrics};
+use tokio_util::sync::CancellationToken;
+
+use super::gate::Gate;
+use super::group::ReadPoint;
+use super::leadership::leading_token;
+use super::log_reader::Log;
+use super::log_store::{DEFAULT_CACHE_BYTES, LogStore};
+use super::log_writer::LogWriter;
+use super::machine::{Replica, ReplicaMachine};
+use super::network::NetworkFactory;
+use super::transfer::Courier;
+use super::transport::Transport;
+use super::{Timing, TypeConfig};
+use crate::engine::SharedEngine;
+use crate::types::{Error, NodeId, Result, ShardId};
+
+/// What all groups of a node share.
+pub(super) struct Env {
+    pub engine: SharedEngine,
+    pub writer: Arc<LogWriter>,
+    pub transport: Arc<Transport>,
+    pub courier: Arc<Courier>,
+    pub own: NodeId,
+    pub timing: Timing,
+    /// The node is shutting down: nothing is started again.
+    pub closing: CancellationToken,
+}
+
+pub(super) type GroupRaft = Raft<TypeConfig, ReplicaMachine>;
+type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+
+/// A running Raft core.
+pub(super) struct Core {
+    pub raft: GroupRaft,
+    pub metrics: Metrics,
+    pub replica: Arc<Replica>,
+    pub log: Arc<Log>,
+    pub gate: Gate,
+    /// Is cancelled when the state machine is gone, and with it the last writer of the replica's rows.
+    machine_gone: CancellationToken,
+}
+
+impl Core {
+    /// Opens what is on disk and starts Raft on it.
+    pub async fn start(env: &Arc<Env>, shard: ShardId) -> Result<Self> {
+        let opening = {
+            let (engine, writer) = (Arc::clone(&env.engine), Arc::clone(&env.writer));
+            tokio::task::spawn_blocking(move || open(engine, writer, shard))
+        };
+        let (machine, log_store) = opening
+            .await
+            .map_err(|error| Error::unavailable(format!("opening shard {shard} was cut short: {error}")))??;
+        let (replica, log) = (machine.replica(), log_store.log());
+        let machine_gone = machine.gone();
+        let gate = {
+            let members = &replica.applied().membership;
+            let only_voter = members.membership().voter_ids().eq([env.own]);
+            Gate::at_start(log.state.lock().vote.is_some(), only_voter, env.timing.election_max)
+        };
+        let network = NetworkFactory {
+            transport: Arc::clone(&env.transport),
+            courier: Arc::clone(&env.courier),
+            group: shard,
+            own: env.own,
+        };
+        let config = env.timing.raft_config(gate.opens().is_none())?;
+        let raft = Raft::new(env.own, config, network, log_store, machine)
+            .await
+            .map_err(|error| Error::unavailable(format!("Raft of shard {shard} can't start: {error}")))?;
+        if let Some(opens) = gate.opens() {
+            let (raft, closing) = (raft.clone(), env.closing.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep_until(opens) => raft.runtime_config().elect(true),
+                    () = closing.cancelled() => {}
+                }
+            });
+        }
+        let metrics = raft.metrics();
+        Ok(Self { raft, metrics, replica, log, gate, machine_gone })
+    }
+
+    /// A copy of openraft's picture of the replica.
+    pub fn metrics(&self) -> RaftMetrics<TypeConfig> {
+        self.metrics.borrow_watched().clone()
+    }
+
+    /// Whether this replica leads by a lease that is certain to hold, and how far it must have applied.
+    /// Costs no message to the core. See [`Group::ensure_leader`](super::Group::ensure_leader).
+    pub fn lease_point(&self, env: &Env) -> Option<ReadPoint> {
+        let metrics = self.metrics.borrow_watched();
+        let token = leading_token(&metrics)?;
+        // When the messages were sent that a quorum has answered.
+        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < env.timing.read_lease());
+        // The only voter of a group needs nobody's word.
+        let sets = metrics.membership_config.membership().get_joint_config();
+        let alone = || sets.iter().all(|set| set.len() == 1 && set.contains(&env.own));
+        if !fresh && !alone() {
+            return None;
+        }
+        let committed = metrics.local_committed.as_ref().map_or(0, |log_id| log_id.index);
+        Some(ReadPoint { token, index: committed })
+    }
+
+    /// Stops Raft, and waits until nothing of it writes to the replica any more: only then may it be
+    /// opened again.
+    pub async fn stop(&self, writer: &LogWriter) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(group = %self.replica.group(), %error, "the Raft core was stopped by force");
+        }
+        self.machine_gone.cancelled().await;
+        // Behind everything the log store has queued. Where the writer has failed, nothing is queued.
+        writer.write_synced(crate::engine::Batch::new()).await.ok();
+    }
+}
+
+fn open(engine: SharedEngine, writer: Arc<LogWriter>, shard: ShardId) -> Result<(ReplicaMachine, LogStore)> {
+    let machine = ReplicaMachine::open(Arc::clone(&engine), Arc::clone(&writer), shard)?;
+    let log_store = LogStore::open(engine, writer, shard, DEFAULT_CACHE_BYTES)?;
+    Ok((machine, log_store))
+}
