@@ -33,8 +33,20 @@ fn nobody() -> String {
 }
 
 const COMMANDS: [&str; 14] = [
-    "serve", "cluster", "status", "put", "get", "delete", "scan", "cas", "add", "import", "export", "bench",
-    "checksum", "completion",
+    "serve",
+    "cluster",
+    "status",
+    "put",
+    "get",
+    "delete",
+    "scan",
+    "cas",
+    "add",
+    "import",
+    "export",
+    "bench",
+    "checksum",
+    "completion",
 ];
 
 #[test]
@@ -45,7 +57,8 @@ fn every_command_explains_itself_with_examples() {
     for command in COMMANDS {
         assert!(text.contains(&format!("\n  {command} ")), "{command} is not in the help:\n{text}");
     }
-    let each = COMMANDS.iter().filter(|command| **command != "cluster").map(|command| vec![*command, "--help"]);
+    let each =
+        COMMANDS.iter().filter(|command| **command != "cluster").map(|command| vec![*command, "--help"]);
     for arguments in each.chain([vec!["cluster", "init", "--help"], vec!["cluster", "local", "--help"]]) {
         let output = run(&arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -96,7 +109,12 @@ fn no_node_is_unavailable_in_text_and_json() {
     let base = ["--endpoints", &address, "--deadline", "300ms"];
     for arguments in [&["get", "key"][..], &["put", "key", "value"], &["scan"], &["status"], &["checksum"]] {
         let output = run(&[&base, arguments].concat());
-        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(3),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let output = run(&[&base, &["--output", "json"], arguments].concat());
         let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("a JSON object");
         assert_eq!(error["error"]["kind"], "unavailable", "{arguments:?}");
@@ -137,7 +155,11 @@ fn a_completion_script_is_printed_and_a_closed_pipe_is_no_error() {
         .expect("the command runs");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("the command ends");
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

@@ -44,7 +44,9 @@ fn floors(text: &str) -> Floors {
     let mut floors = Floors::default();
     for line in text.lines().filter(|line| line.starts_with('|')) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let (Some(Ok(floor)), Some(names)) = (cells.get(1).map(|cell| cell.parse()), cells.get(2)) else { continue };
+        let (Some(Ok(floor)), Some(names)) = (cells.get(1).map(|cell| cell.parse()), cells.get(2)) else {
+            continue;
+        };
         let never = cells.get(4).map(|cell| cell.split(',').map(|word| word.trim().to_owned()).collect());
         for name in names.split(',').map(|name| name.trim().trim_matches('`').trim_end_matches('/')) {
             let row = Row { floor, place: floors.0.len(), never: never.clone().unwrap_or_default() };
@@ -209,7 +211,10 @@ fn violations(path: &str, source: &str, floors: &Floors, reexports: &Reexports) 
         let target = reexports.get(name).unwrap_or(name);
         match floors.0.get(target) {
             Some(_) if *target == own => {}
-            Some(row) if row.place < own_row.place && row.floor <= own_row.floor && !own_row.never.contains(target) => {}
+            Some(row)
+                if row.place < own_row.place
+                    && row.floor <= own_row.floor
+                    && !own_row.never.contains(target) => {}
             Some(row) => wrong.push(format!(
                 "{path}: {own} (floor {}) imports {target} (floor {})",
                 own_row.floor, row.floor
@@ -309,8 +314,10 @@ fn every_row_of_the_table_is_a_module_and_every_module_a_row() {
 
 /// What the rules say of `source` as the file `path`, with a small table.
 fn judged(path: &str, source: &str) -> String {
-    let floors = floors("| 0 | `types/` | x | |\n| 0 | `codec/` | x | |\n| 1 | `engine/` | x | |\n| 3 | `shard/` | x | clocks, codec |\n\
-         | 6 | `node/` | x | |");
+    let floors = floors(
+        "| 0 | `types/` | x | |\n| 0 | `codec/` | x | |\n| 1 | `engine/` | x | |\n| 3 | `shard/` | x | clocks, codec |\n\
+         | 6 | `node/` | x | |",
+    );
     let reexports = reexports("pub use types::{Error, Result};\npub use node::Embedded;");
     violations(path, &format!("//! A file.\n{source}"), &floors, &reexports).join("\n")
 }

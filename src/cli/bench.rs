@@ -117,7 +117,8 @@ async fn measure(run: &Arc<Run>, args: &Args) -> Result<(Histogram<u64>, Duratio
     }
     let mut all = histogram()?;
     while let Some(joined) = clients.join_next().await {
-        let one = joined.map_err(|error| Error::unavailable(format!("a client's task failed: {error}")))??;
+        let one =
+            joined.map_err(|error| Error::unavailable(format!("a client's task failed: {error}")))??;
         all.add(one).map_err(|error| Error::invalid(format!("latencies can't be added up: {error}")))?;
     }
     Ok((all, started.elapsed()))

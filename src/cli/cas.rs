@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::context::Context;
 use super::failure::{Done, Failure};
-use super::output::{self, Format, print_line};
 use super::input;
+use super::output::{self, Format, print_line};
 use crate::client::Swap;
 use crate::types::{Expect, Timestamp};
 
@@ -81,7 +81,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
 
 fn text(swap: &Swap, hex: bool) -> String {
     match swap {
-        Swap::Written(written) => format!("ok: version {}, committed at {}", written.version, written.commit_ts),
+        Swap::Written(written) => {
+            format!("ok: version {}, committed at {}", written.version, written.commit_ts)
+        }
         Swap::Removed { commit_ts } => format!("ok: removed, committed at {commit_ts}"),
         Swap::Differs { current: None, .. } => "not swapped: there is no such key".to_owned(),
         Swap::Differs { current: Some(found), .. } => {

@@ -93,7 +93,10 @@ async fn checksums(nodes: &[Node], deadline: Duration) -> Result<Shards> {
     let deadline = deadline.max(Duration::from_secs(120));
     let replies = try_join_all(nodes.iter().map(|node| async move {
         let mut client = admin::connect(&node.grpc_addr, deadline).await?;
-        let reply = client.checksum(ChecksumRequest { shard: None }).await.map_err(|status| convert::error_from_status(&status))?;
+        let reply = client
+            .checksum(ChecksumRequest { shard: None })
+            .await
+            .map_err(|status| convert::error_from_status(&status))?;
         Ok::<_, Error>((node.id, reply.into_inner().replicas))
     }))
     .await?;
@@ -107,7 +110,8 @@ async fn checksums(nodes: &[Node], deadline: Duration) -> Result<Shards> {
 }
 
 fn text(shards: &Shards) -> String {
-    let mut table = output::table(&["SHARD", "NODE", "APPLIED", "ROWS", "ROWS CHECKSUM", "RUNNING", "REPLICAS"]);
+    let mut table =
+        output::table(&["SHARD", "NODE", "APPLIED", "ROWS", "ROWS CHECKSUM", "RUNNING", "REPLICAS"]);
     for (shard, replicas) in shards {
         let verdict = Verdict::of(replicas);
         for (node, replica) in replicas {

@@ -101,7 +101,9 @@ pub fn check_address(address: &str, flag: &str) -> Result<()> {
     if well_formed {
         return Ok(());
     }
-    Err(Error::invalid(format!("{address:?} (from {flag}) is not an address: give host:port, such as 127.0.0.1:7400")))
+    Err(Error::invalid(format!(
+        "{address:?} (from {flag}) is not an address: give host:port, such as 127.0.0.1:7400"
+    )))
 }
 
 #[cfg(test)]

@@ -46,7 +46,11 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
-    let options = ScanOptions { prefix: input::bound(&args.prefix, context.hex)?, at: args.at, ..ScanOptions::default() };
+    let options = ScanOptions {
+        prefix: input::bound(&args.prefix, context.hex)?,
+        at: args.at,
+        ..ScanOptions::default()
+    };
     let client = context.client().await?;
     let mut rows = client.scan(options);
     let mut out = output::stdout();

@@ -7,8 +7,8 @@ use serde_json::Map;
 
 use super::context::Context;
 use super::failure::{Done, Failure};
-use super::output::{self, Format, print_line};
 use super::input;
+use super::output::{self, Format, print_line};
 use crate::types::{Record, Timestamp};
 
 const EXAMPLES: &str = "\

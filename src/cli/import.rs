@@ -121,7 +121,9 @@ impl Import {
                 }
             };
             let kib = u32::try_from(pair.value.len() / 1024).unwrap_or(MAX_IN_FLIGHT_KIB) + 1;
-            let Ok(permit) = permits.clone().acquire_many_owned(kib.min(MAX_IN_FLIGHT_KIB)).await else { break };
+            let Ok(permit) = permits.clone().acquire_many_owned(kib.min(MAX_IN_FLIGHT_KIB)).await else {
+                break;
+            };
             while self.under_way.len() >= self.args.in_flight as usize {
                 self.join_one().await?;
             }
@@ -154,7 +156,8 @@ impl Import {
     }
 
     fn count(&mut self, joined: Result<Result<u64, Error>, tokio::task::JoinError>) -> Result<(), Failure> {
-        let bytes = joined.map_err(|error| Error::unavailable(format!("a writing task failed: {error}")))??;
+        let bytes =
+            joined.map_err(|error| Error::unavailable(format!("a writing task failed: {error}")))??;
         self.counts.acknowledged += 1;
         self.counts.bytes += bytes;
         self.progress.inc(bytes);
@@ -194,7 +197,10 @@ async fn put_patiently(client: &Client, pair: &Pair, patience: Duration) -> Resu
             Err(error) => {
                 let again = matches!(
                     error.kind,
-                    ErrorKind::Unavailable | ErrorKind::Undetermined | ErrorKind::Conflict | ErrorKind::TooOld
+                    ErrorKind::Unavailable
+                        | ErrorKind::Undetermined
+                        | ErrorKind::Conflict
+                        | ErrorKind::TooOld
                 );
                 if !again || Instant::now() >= give_up_at {
                     return Err(error);
@@ -212,12 +218,10 @@ fn progress_bar(source: &SourceArgs) -> ProgressBar {
     }
     // The value is the line, except that a CSV row becomes an object and pairs lose their wrapping.
     let exact = source.format == FileFormat::Ndjson && source.key.is_some();
-    let length = std::fs::metadata(&source.file).ok().filter(|meta| meta.is_file() && exact).map(|meta| meta.len());
+    let length =
+        std::fs::metadata(&source.file).ok().filter(|meta| meta.is_file() && exact).map(|meta| meta.len());
     let (bar, template) = match length {
-        Some(length) => (
-            ProgressBar::new(length),
-            "{bar:40} {percent}%  {msg}  {bytes_per_sec}  {eta} left",
-        ),
+        Some(length) => (ProgressBar::new(length), "{bar:40} {percent}%  {msg}  {bytes_per_sec}  {eta} left"),
         None => (ProgressBar::new_spinner(), "{spinner} {msg}  {bytes}  {bytes_per_sec}"),
     };
     match ProgressStyle::with_template(template) {

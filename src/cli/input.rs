@@ -29,7 +29,10 @@ pub fn bound(argument: &OsStr, hex: bool) -> Result<Bytes> {
 pub fn value(argument: &OsStr, hex: bool) -> Result<Bytes, Failure> {
     let raw = argument.as_encoded_bytes();
     let from_outside = if raw == b"-" {
-        Some(read_limited(io::stdin().lock(), hex).map_err(|error| file_error(Path::new("standard input"), "read", &error))?)
+        Some(
+            read_limited(io::stdin().lock(), hex)
+                .map_err(|error| file_error(Path::new("standard input"), "read", &error))?,
+        )
     } else if raw.starts_with(b"@") && !raw.starts_with(b"@@") {
         // Safe on Unix: a path is the same bytes.
         let path = OsString::from(std::os::unix::ffi::OsStrExt::from_bytes(&raw[1..]) as &OsStr);

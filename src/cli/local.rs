@@ -85,8 +85,9 @@ impl ClusterFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(file_error(path, "read", &error)),
         };
-        let file = serde_json::from_slice(&text)
-            .map_err(|error| Error::corrupt(format!("{} is not what this command wrote: {error}", path.display())))?;
+        let file = serde_json::from_slice(&text).map_err(|error| {
+            Error::corrupt(format!("{} is not what this command wrote: {error}", path.display()))
+        })?;
         Ok(Some(file))
     }
 
@@ -267,7 +268,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("cluster.json");
         assert_eq!(ClusterFile::read(&path).expect("absent"), None);
-        let node = NodeEntry { id: 1, pid: 2, grpc: "a:1".into(), http: "a:2".into(), data: "d".into(), log: "l".into() };
+        let node = NodeEntry {
+            id: 1,
+            pid: 2,
+            grpc: "a:1".into(),
+            http: "a:2".into(),
+            data: "d".into(),
+            log: "l".into(),
+        };
         let file = ClusterFile { cluster_id: "c".to_owned(), nodes: vec![node] };
         file.write(&path).expect("written");
         assert_eq!(ClusterFile::read(&path).expect("read"), Some(file));

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::context::Context;
 use super::failure::{Done, Failure};
-use super::output::{Format, print_line};
 use super::input;
+use super::output::{Format, print_line};
 use crate::rpc::validate;
 
 const EXAMPLES: &str = "\

@@ -95,22 +95,32 @@ impl Records {
 
     fn new(input: Box<dyn BufRead + Send>, args: &SourceArgs) -> Result<Self, Failure> {
         if args.format == FileFormat::Lines && args.key.is_some() {
-            return Err(Error::invalid("--key has no meaning with --format lines: the line itself is the key").into());
+            return Err(Error::invalid(
+                "--key has no meaning with --format lines: the line itself is the key",
+            )
+            .into());
         }
         let source = match args.format {
             FileFormat::Ndjson | FileFormat::Lines => Source::Lines { input, line: 0 },
             FileFormat::Csv => {
                 let Some(key) = &args.key else {
-                    return Err(Error::invalid("--format csv needs --key COLUMN: which column is the key?").into());
+                    return Err(
+                        Error::invalid("--format csv needs --key COLUMN: which column is the key?").into()
+                    );
                 };
                 let mut input = csv::ReaderBuilder::new().from_reader(input);
                 let header = input
                     .headers()
-                    .map_err(|error| Error::invalid(format!("the header of {} is not CSV: {error}", args.file.display())))?
+                    .map_err(|error| {
+                        Error::invalid(format!("the header of {} is not CSV: {error}", args.file.display()))
+                    })?
                     .clone();
                 let Some(column) = header.iter().position(|name| name == key) else {
                     let names = header.iter().collect::<Vec<_>>().join(", ");
-                    return Err(Error::invalid(format!("there is no column {key:?}: the header has {names}")).into());
+                    return Err(Error::invalid(format!(
+                        "there is no column {key:?}: the header has {names}"
+                    ))
+                    .into());
                 };
                 Source::Csv { input: Box::new(input), header, column }
             }
@@ -131,7 +141,8 @@ impl Records {
     }
 
     fn json_pair(&self, line: Bytes) -> Result<Pair, String> {
-        let object: Value = serde_json::from_slice(&line).map_err(|error| format!("it is not JSON: {error}"))?;
+        let object: Value =
+            serde_json::from_slice(&line).map_err(|error| format!("it is not JSON: {error}"))?;
         if !object.is_object() {
             return Err("it is not a JSON object".to_owned());
         }
@@ -149,7 +160,9 @@ impl Records {
             let line = *line;
             let parsed = match bytes {
                 Err(length) => Err(format!("it has {length} bytes: the limit is {MAX_LINE_BYTES}")),
-                Ok(bytes) if bytes.trim_ascii().is_empty() && self.args.format == FileFormat::Ndjson => continue,
+                Ok(bytes) if bytes.trim_ascii().is_empty() && self.args.format == FileFormat::Ndjson => {
+                    continue;
+                }
                 Ok(bytes) => match self.args.format {
                     FileFormat::Lines => self.pair(&bytes, bytes.clone()),
                     _ => self.json_pair(bytes),
@@ -271,7 +284,10 @@ mod tests {
 
     #[test]
     fn lines_keep_every_byte_but_their_end() {
-        assert_eq!(read(FileFormat::Lines, None, "a \r\nb"), [pair(1, "p/a \r", "a \r"), pair(2, "p/b", "b")]);
+        assert_eq!(
+            read(FileFormat::Lines, None, "a \r\nb"),
+            [pair(1, "p/a \r", "a \r"), pair(2, "p/b", "b")]
+        );
     }
 
     #[test]
@@ -279,7 +295,8 @@ mod tests {
         let text = "{\"id\": 7,  \"at\":{\"c\":\"x\"}}\n\nnonsense\n{\"no\":1}\n";
         let read_by_id = read(FileFormat::Ndjson, Some("id"), text);
         assert_eq!(read_by_id[0], pair(1, "p/7", "{\"id\": 7,  \"at\":{\"c\":\"x\"}}"));
-        let bad: Vec<u64> = read_by_id.iter().filter_map(|next| next.as_ref().err()).map(|bad| bad.line).collect();
+        let bad: Vec<u64> =
+            read_by_id.iter().filter_map(|next| next.as_ref().err()).map(|bad| bad.line).collect();
         assert_eq!(bad, [3, 4]);
         assert_eq!(read(FileFormat::Ndjson, Some("/at/c"), text)[0].as_ref().expect("a pair").1.key, "p/x");
     }

@@ -53,7 +53,8 @@ pub struct Args {
 
 impl Args {
     fn options(&self, hex: bool) -> Result<ScanOptions, Failure> {
-        let key = |argument: &Option<OsString>| argument.as_deref().map(|key| input::bound(key, hex)).transpose();
+        let key =
+            |argument: &Option<OsString>| argument.as_deref().map(|key| input::bound(key, hex)).transpose();
         Ok(ScanOptions {
             start: key(&self.start)?.unwrap_or_default(),
             end: key(&self.end)?,

@@ -127,7 +127,11 @@ impl Settings {
 fn read_file(path: &Path) -> Result<File, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| file_error(path, "read", &error))?;
     let file = toml::from_str(&text).map_err(|error| {
-        Error::invalid(format!("{} is not a valid configuration: {}", path.display(), error.to_string().trim_end()))
+        Error::invalid(format!(
+            "{} is not a valid configuration: {}",
+            path.display(),
+            error.to_string().trim_end()
+        ))
     })?;
     Ok(file)
 }
@@ -142,32 +146,33 @@ pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
     }
     let late = Arc::new(LateNode::default());
     let (http_addr, gateway) = start_gateway(settings.http.as_deref(), late.clone(), stop.clone()).await?;
-    let node = Arc::new(Node::start(settings.node_config(http_addr.clone())).await?);
+    let node = Node::start(settings.node_config(http_addr.clone())).await?;
     tracing::info!(grpc = %node.grpc_addr(), http = %http_addr, "the node has started");
     // Set once, here.
-    let _ = late.0.set(node.clone());
+    let _ = late.0.set(Box::new(node.status_source()));
     stop.cancelled().await;
     tracing::info!("stopping");
-    node.shutdown().await;
+    let stopped = node.shutdown().await;
     if let Some(gateway) = gateway {
         match gateway.await {
             Ok(served) => served?,
             Err(error) => tracing::warn!(%error, "the HTTP task failed"),
         }
     }
+    stopped?;
     tracing::info!("stopped");
     Ok(Done::Ok)
 }
 
 /// The node's status for the gateway, which answers before the node has started: `/healthz` is about the process.
 #[derive(Default)]
-struct LateNode(OnceLock<Arc<Node>>);
+struct LateNode(OnceLock<Box<dyn Fn() -> GetStatusReply + Send + Sync>>);
 
 impl StatusSource for LateNode {
     fn status(&self) -> BoxFuture<'_, Result<GetStatusReply>> {
         Box::pin(async {
             match self.0.get() {
-                Some(node) => node.status().await,
+                Some(status) => Ok(status()),
                 None => Err(Error::unavailable("the node is starting")),
             }
         })
@@ -184,7 +189,9 @@ async fn start_gateway(
 ) -> Result<(String, Option<GatewayTask>), Failure> {
     let metrics = install_metrics()?;
     let Some(address) = address else { return Ok((String::new(), None)) };
-    let cannot = |error| Error::unavailable(format!("HTTP can't listen on {address}: {error}; choose another with --http"));
+    let cannot = |error| {
+        Error::unavailable(format!("HTTP can't listen on {address}: {error}; choose another with --http"))
+    };
     let listener = TcpListener::bind(address).await.map_err(cannot)?;
     let bound = listener.local_addr().map_err(cannot)?.to_string();
     let task = tokio::spawn(gateway::serve(listener, source, metrics, stop.cancelled_owned()));

@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::admin;
 use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{self, Format, print_line};
-use super::admin;
-use crate::{Error, Result};
 use crate::gateway::{not_ready_reasons, status_json};
 use crate::rpc::v1::{GetMapReply, GetStatusReply, Placement};
+use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +27,8 @@ pub async fn run(context: &Context, _: Args) -> Result<Done, Failure> {
         Err(error) => return unformed(context, error).await,
     };
     let statuses = admin::status_of_all(&map.nodes, context.deadline).await;
-    let all_ready = statuses.iter().all(|status| matches!(status, Ok(status) if not_ready_reasons(status).is_empty()));
+    let all_ready =
+        statuses.iter().all(|status| matches!(status, Ok(status) if not_ready_reasons(status).is_empty()));
     let all_led = map.shards.iter().all(|placement| placement.leader != 0);
     match context.output {
         Format::Text => print_line(text(&map, &statuses))?,
@@ -60,7 +61,8 @@ async fn unformed(context: &Context, no_map: Error) -> Result<Done, Failure> {
 }
 
 fn text(map: &GetMapReply, statuses: &[Result<GetStatusReply>]) -> String {
-    let mut nodes = output::table(&["NODE", "ADDRESS", "HTTP", "ZONE", "VERSION", "STATE", "LEADS", "UPTIME", "ON DISK"]);
+    let mut nodes =
+        output::table(&["NODE", "ADDRESS", "HTTP", "ZONE", "VERSION", "STATE", "LEADS", "UPTIME", "ON DISK"]);
     for (node, status) in map.nodes.iter().zip(statuses) {
         let leads = map.shards.iter().filter(|placement| placement.leader == node.id).count();
         let (state, uptime, bytes) = match status {

@@ -12,9 +12,9 @@ use tokio::process::{Child as Process, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::admin;
 use super::failure::{Failure, file_error};
 use super::local::{ClusterFile, NodeEntry};
-use super::admin;
 use crate::rpc::v1::GetStatusReply;
 use crate::{Error, Result};
 
@@ -52,9 +52,14 @@ struct Running {
 }
 
 enum RunState {
-    Alive { process: Process, since: Instant },
+    Alive {
+        process: Process,
+        since: Instant,
+    },
     /// Dead, to be started again at this time; `None` is never.
-    Dead { again_at: Option<Instant> },
+    Dead {
+        again_at: Option<Instant>,
+    },
 }
 
 enum Event {
@@ -66,8 +71,9 @@ enum Event {
 impl Supervisor {
     /// Starts all nodes.
     pub async fn start(children: Vec<Child>, restart: bool) -> Result<Self, Failure> {
-        let program = std::env::current_exe()
-            .map_err(|error| Error::unavailable(format!("the program of this process can't be found: {error}")))?;
+        let program = std::env::current_exe().map_err(|error| {
+            Error::unavailable(format!("the program of this process can't be found: {error}"))
+        })?;
         let mut supervisor = Self { program, children, running: Vec::new(), restart };
         for at in 0..supervisor.children.len() {
             match supervisor.spawn(at) {
@@ -126,9 +132,9 @@ impl Supervisor {
         for name in ["KVORUM_ADVERTISE", "KVORUM_ZONE", "KVORUM_CONFIG", "KVORUM_OUTPUT"] {
             command.env_remove(name);
         }
-        let process = command
-            .spawn()
-            .map_err(|error| Error::unavailable(format!("{} can't be started: {error}", self.program.display())))?;
+        let process = command.spawn().map_err(|error| {
+            Error::unavailable(format!("{} can't be started: {error}", self.program.display()))
+        })?;
         self.children[at].entry.pid = process.id().unwrap_or(0);
         Ok(RunState::Alive { process, since: Instant::now() })
     }
@@ -219,7 +225,8 @@ impl Supervisor {
             }
             let ended = self.ended(entry.pid);
             if ended.is_some() || Instant::now() >= give_up_at {
-                let what = ended.map_or_else(|| "is not ready in time".to_owned(), |how| format!("has ended ({how})"));
+                let what = ended
+                    .map_or_else(|| "is not ready in time".to_owned(), |how| format!("has ended ({how})"));
                 return Err(Error::unavailable(format!(
                     "the node at {} {what}; the end of {}:\n{}",
                     entry.grpc,
@@ -234,7 +241,9 @@ impl Supervisor {
     fn ended(&mut self, pid: u32) -> Option<String> {
         let at = self.children.iter().position(|child| child.entry.pid == pid)?;
         match &mut self.running[at].state {
-            RunState::Alive { process, .. } => process.try_wait().ok().flatten().map(|status| status.to_string()),
+            RunState::Alive { process, .. } => {
+                process.try_wait().ok().flatten().map(|status| status.to_string())
+            }
             RunState::Dead { .. } => Some("dead".to_owned()),
         }
     }

@@ -73,7 +73,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
             let compared = compare(&map, *node, placement, &expected, wanted, context.deadline).await?;
             replicas += 1;
             bad += compared.wrong + compared.missing;
-            table.add_row([shard.id, *node, wanted, compared.present, compared.wrong, compared.missing].map(|n| n.to_string()));
+            table.add_row(
+                [shard.id, *node, wanted, compared.present, compared.wrong, compared.missing]
+                    .map(|n| n.to_string()),
+            );
             list.push(json!({
                 "shard": shard.id, "node": node, "records": wanted, "present": compared.present,
                 "wrong": compared.wrong, "missing": compared.missing, "examples": compared.shown,
@@ -82,7 +85,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
     }
     let records = expected.len();
     print_line(match context.output {
-        Format::Text => format!("{table}\n\n{records} records on {replicas} replicas compared, {bad} wrong or missing"),
+        Format::Text => {
+            format!("{table}\n\n{records} records on {replicas} replicas compared, {bad} wrong or missing")
+        }
         Format::Json => {
             json!({ "records": records, "ok": bad == 0, "bad": bad, "replicas": list }).to_string()
         }
@@ -122,10 +127,16 @@ async fn compare(
 ) -> Result<Compared> {
     let shard = placement.shard.clone().unwrap_or_default().id;
     let Some(address) = map.nodes.iter().find(|one| one.id == node).map(|one| one.grpc_addr.clone()) else {
-        return Err(Error::unavailable(format!("shard {shard} has a replica on node {node}, which the map does not list")));
+        return Err(Error::unavailable(format!(
+            "shard {shard} has a replica on node {node}, which the map does not list"
+        )));
     };
     let mut client = admin::connect(&address, deadline.max(Duration::from_secs(300))).await?;
-    let mut rows = client.replica_scan(ReplicaScanRequest { shard }).await.map_err(|status| convert::error_from_status(&status))?.into_inner();
+    let mut rows = client
+        .replica_scan(ReplicaScanRequest { shard })
+        .await
+        .map_err(|status| convert::error_from_status(&status))?
+        .into_inner();
     let mut compared = Compared::default();
     while let Some(reply) = rows.message().await.map_err(|status| convert::error_from_status(&status))? {
         for row in &reply.rows {
