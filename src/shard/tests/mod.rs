@@ -3,13 +3,13 @@
 mod model;
 mod scripts;
 
-
 use bytes::Bytes;
 
 use super::{Command, Entry, State, apply, get_latest};
 use crate::engine::{Engine, MemoryEngine, Overlay};
 use crate::types::{
-    Epoch, KeyRange, Operation, Outcome, Refusal, RequestId, ShardDescriptor, ShardId, Step, Timestamp, limits,
+    Epoch, KeyRange, Operation, Outcome, Refusal, RequestId, ShardDescriptor, ShardId, Step, Timestamp,
+    limits,
 };
 
 /// A shard of all keys that has applied nothing.
