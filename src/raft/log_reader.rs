@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use openraft::storage::RaftLogReader;
-use openraft::{OptionalSend, alias::VoteOf};
+use openraft::OptionalSend;
 use parking_lot::Mutex;
 
 use super::TypeConfig;
@@ -341,7 +341,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         self.0.read(start, end, u64::MAX).map_err(io::Error::other)
     }
 
-    async fn read_vote(&mut self) -> Result<Option<VoteOf<TypeConfig>>, io::Error> {
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         Ok(self.0.state.lock().vote)
     }
 

@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::alias::{LogIdOf, StoredMembershipOf};
-use openraft::impls::EntryPayload;
+use openraft::impls::{EmptyNode, EntryPayload};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
-use openraft::{OptionalSend, alias::SnapshotMetaOf};
+use openraft::OptionalSend;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::entry::{Entry, counted_bytes};
+use super::entry::{Entry, LeaderId, LogId, counted_bytes};
 use super::keys::{self, Item};
 use super::log_writer::LogWriter;
-use super::records::{self, AppliedRecord, InstallingRecord, StoredMembership};
+use super::records::{self, AppliedRecord, InstallingRecord, SnapshotMeta, StoredMembership};
 use super::snapshot::{self, SnapshotData, SnapshotSource};
 use super::{Applied, TypeConfig};
 use crate::codec;
@@ -30,7 +29,7 @@ const CHUNK_ENTRIES: usize = 256;
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A snapshot of a group, as openraft hands it about.
-pub type GroupSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+pub type GroupSnapshot = openraft::Snapshot<LeaderId, NodeId, EmptyNode, SnapshotData>;
 
 /// How far a replica is. Both only rise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,7 +55,7 @@ impl Replica {
     fn open(engine: SharedEngine, group: ShardId) -> Result<Arc<Self>> {
         let applied = AppliedRecord::read(engine.view().as_ref(), group)?;
         let applied = Arc::new(applied.unwrap_or_else(|| AppliedRecord::empty(group)));
-        let snapshot: Option<Option<super::entry::LogId>> =
+        let snapshot: Option<Option<LogId>> =
             records::read(engine.as_ref(), group, Item::Snapshot)?;
         let (progress, _) = watch::channel(progress_of(&applied));
         Ok(Arc::new(Self {
@@ -231,7 +230,7 @@ impl ReplicaMachine {
     }
 
     /// Takes the place of everything in the replica.
-    async fn install(&self, meta: &SnapshotMetaOf<TypeConfig>, data: SnapshotData) -> Result<()> {
+    async fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<()> {
         let replica = self.replica.clone();
         let received = match data {
             SnapshotData::Received(received) => received,
@@ -274,7 +273,7 @@ impl RaftStateMachine<TypeConfig> for ReplicaMachine {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>), io::Error> {
+    ) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let applied = self.replica.applied();
         Ok((applied.last_log_id, applied.membership.clone()))
     }
@@ -316,7 +315,7 @@ impl RaftStateMachine<TypeConfig> for ReplicaMachine {
 
     async fn install_snapshot(
         &mut self,
-        meta: &SnapshotMetaOf<TypeConfig>,
+        meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         self.install(meta, snapshot).await.map_err(io::Error::other)

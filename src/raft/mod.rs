@@ -17,7 +17,7 @@ mod snapshot;
 mod tests;
 mod types;
 
-pub use entry::{Entry, LogId};
+pub use entry::{Entry, LeaderId, LogId};
 pub use log_reader::{Log, LogReader};
 pub use log_store::{DEFAULT_CACHE_BYTES, LogStore};
 pub use log_writer::{LogWriter, LogWriterStats};

@@ -5,16 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use openraft::StorageHelper;
-use openraft::alias::VoteOf;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use proptest::prelude::*;
 
 use super::cut_engine::{CutEngine, acknowledged, rebuild};
-use super::{apply, descriptor, log_id, put_entry, rows, shared};
+use super::{apply, descriptor, put_entry, rows, shared};
 use crate::engine::{Engine, Family, Row};
 use crate::raft::{
-    AppliedRecord, Entry, LogId, LogStore, LogWriter, ReplicaMachine, TypeConfig, create_group, recover,
+    AppliedRecord, Entry, LeaderId, LogId, LogStore, LogWriter, ReplicaMachine, TypeConfig, Vote, create_group, recover,
 };
 use crate::types::{NodeId, ShardDescriptor};
 
@@ -69,7 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     entries: BTreeMap<u64, Entry>,
     purged: LogId,
-    vote: Option<VoteOf<TypeConfig>>,
+    vote: Option<Vote>,
 }
 
 impl Model {
@@ -98,7 +97,7 @@ impl Model {
 
 /// What every new group has purged and applied.
 fn seed() -> LogId {
-    LogId { leader_id: openraft::impls::leader_id_adv::LeaderId { term: 0, node_id: NodeId(0) }, index: 1 }
+    LogId { leader_id: LeaderId { term: 0, node_id: NodeId(0) }, index: 1 }
 }
 
 fn descriptors() -> [ShardDescriptor; GROUPS] {
@@ -107,6 +106,9 @@ fn descriptors() -> [ShardDescriptor; GROUPS] {
 
 /// What a group's machine was after each entry.
 type Applied = BTreeMap<u64, (Arc<AppliedRecord>, Vec<(Family, Vec<Row>)>)>;
+
+/// Resolves once an append is on disk.
+type Flushed = tokio::sync::oneshot::Receiver<Result<(), std::io::Error>>;
 
 struct Node {
     engine: CutEngine,
@@ -175,7 +177,7 @@ impl Node {
             }
             Step::Vote { group } => {
                 self.terms[group] += 1;
-                let vote = VoteOf::<TypeConfig>::new(self.terms[group], NodeId(1));
+                let vote = Vote::new(self.terms[group], NodeId(1));
                 self.change(group, |model| model.vote = Some(vote));
                 self.stores[group].save_vote(&vote).await.expect("saves");
                 self.engine.acknowledge(self.models.len() - 1);
@@ -210,7 +212,7 @@ impl Node {
         group: usize,
         count: u64,
         value_bytes: usize,
-    ) -> impl Future<Output = Result<Result<(), std::io::Error>, impl std::fmt::Debug>> + use<> {
+    ) -> Flushed {
         let term = self.terms[group];
         let first = self.now(group).last().index + 1;
         let prefix = ["b", "n"][group];
