@@ -6,8 +6,8 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use futures::Stream;
-use openraft::storage::RaftLogReader;
 use openraft::OptionalSend;
+use openraft::storage::RaftLogReader;
 use parking_lot::Mutex;
 
 use super::TypeConfig;

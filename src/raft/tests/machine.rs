@@ -26,10 +26,7 @@ async fn an_entry_that_cannot_be_read_or_is_out_of_order_stops_the_replica_where
     let engine = shared(MemoryEngine::new());
     let mut machine = machine(&engine);
     apply(&mut machine, vec![put_entry(1, 2, "b", "1")]).await;
-    let nonsense = Entry {
-        log_id: log_id(1, 3),
-        payload: EntryPayload::Normal(Payload("nonsense".into())),
-    };
+    let nonsense = Entry { log_id: log_id(1, 3), payload: EntryPayload::Normal(Payload("nonsense".into())) };
     let error = try_apply(&mut machine, vec![nonsense]).await.expect_err("can't be read");
     assert!(error.to_string().contains("of group 1"), "{error}");
     let error = try_apply(&mut machine, vec![put_entry(1, 4, "b", "2")]).await.expect_err("leaves a gap");
