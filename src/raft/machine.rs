@@ -90,7 +90,7 @@ impl Replica {
     pub fn view(&self) -> Result<Box<dyn View + '_>> {
         let before = self.installs.load(Ordering::Acquire);
         let view = self.engine.view();
-        if before % 2 == 0 && self.installs.load(Ordering::Acquire) == before {
+        if before.is_multiple_of(2) && self.installs.load(Ordering::Acquire) == before {
             return Ok(view);
         }
         Err(Error::unavailable(format!(

@@ -201,8 +201,7 @@ impl Node {
             }
             Step::Apply { group, entries } => self.apply(group, entries).await,
             Step::ApplyUnflushed { group, entries } => {
-                let engine = self.engine.clone();
-                let held = engine.hold_syncs();
+                let held = self.engine.hold_syncs();
                 drop(self.append(group, entries, 10).await);
                 self.apply(group, u64::MAX).await;
                 drop(held);
