@@ -1,1 +1,5 @@
-fn main() {}
+//! The `kvorum` command; everything is in `kvorum::cli`.
+
+fn main() -> std::process::ExitCode {
+    kvorum::cli::main()
+}

@@ -1,1 +1,168 @@
-//! Floor 7: the `kvorum` command.
+//! Floor 7: the `kvorum` command. One file a command; what they share is in `context`, `input`, `output`
+//! and `failure`.
+
+mod add;
+mod admin;
+mod bench;
+mod cas;
+mod checksum;
+mod cluster;
+mod completion;
+mod context;
+mod delete;
+mod export;
+mod failure;
+mod get;
+mod import;
+mod init;
+mod input;
+mod local;
+mod logging;
+mod output;
+mod put;
+mod records;
+mod scan;
+mod serve;
+mod status;
+mod supervise;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as UsageKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::Error;
+use context::{Context, GlobalArgs};
+use failure::{Done, Failure};
+use output::Format;
+
+const EXAMPLES: &str = "\
+Examples:
+  kvorum serve                                     a complete single-node store in ./kvorum-data
+  kvorum cluster local --nodes 3 --dir dev         a cluster of three processes on this machine
+  kvorum put user/1 '{\"name\":\"Ada\"}'
+  kvorum get user/1
+  kvorum scan --prefix user/ --limit 10
+  kvorum --endpoints 10.0.0.1:7400,10.0.0.2:7400 status
+
+Exit codes:
+  0 done   1 no such key, or a condition not met   2 invalid   3 unavailable   4 conflict
+  5 undetermined   6 too old   7 denied   8 corrupt   9 moved";
+
+/// A Raft-replicated, sharded, strictly serializable key-value store.
+#[derive(Parser, Debug)]
+#[command(name = "kvorum", version, about, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a node.
+    Serve(serve::Args),
+    /// Form a cluster, or run one on this machine.
+    Cluster(cluster::Args),
+    /// Show the nodes, the shards, and who leads them.
+    Status(status::Args),
+    /// Write a value.
+    Put(put::Args),
+    /// Read a value; its bytes go to standard output as they are.
+    Get(get::Args),
+    /// Remove a key.
+    Delete(delete::Args),
+    /// Read the rows of a range in key order.
+    Scan(scan::Args),
+    /// Compare and swap: write where the key holds what is expected.
+    Cas(cas::Args),
+    /// Add to a counter.
+    Add(add::Args),
+    /// Write the records of a file.
+    Import(import::Args),
+    /// Write all rows, or those under a prefix, to standard output.
+    Export(export::Args),
+    /// Measure operations a second and latencies.
+    Bench(bench::Args),
+    /// Compare the checksums of all replicas.
+    Checksum(checksum::Args),
+    /// Compare a file that was imported with what every single replica holds.
+    Verify(verify::Args),
+    /// Print a completion script for a shell.
+    Completion(completion::Args),
+}
+
+/// Runs the command that the process's arguments name, and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
+    logging::init(&cli.global);
+    let context = match Context::new(&cli.global) {
+        Ok(context) => context,
+        Err(error) => return Failure::from(error).report(cli.global.output),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = Error::unavailable(format!("the threads of the runtime can't be started: {error}"));
+            return Failure::from(error).report(cli.global.output);
+        }
+    };
+    let done = runtime.block_on(run(cli.command, &context));
+    // A thread that waits for standard input must not hold the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(done) => done.into(),
+        Err(failure) => failure.report(cli.global.output),
+    }
+}
+
+async fn run(command: Command, context: &Context) -> Result<Done, Failure> {
+    match command {
+        Command::Serve(args) => serve::run(context, args).await,
+        Command::Cluster(args) => cluster::run(context, args).await,
+        Command::Status(args) => status::run(context, args).await,
+        Command::Put(args) => put::run(context, args).await,
+        Command::Get(args) => get::run(context, args).await,
+        Command::Delete(args) => delete::run(context, args).await,
+        Command::Scan(args) => scan::run(context, args).await,
+        Command::Cas(args) => cas::run(context, args).await,
+        Command::Add(args) => add::run(context, args).await,
+        Command::Import(args) => import::run(context, args).await,
+        Command::Export(args) => export::run(context, args).await,
+        Command::Bench(args) => bench::run(context, args).await,
+        Command::Checksum(args) => checksum::run(context, args).await,
+        Command::Verify(args) => verify::run(context, args).await,
+        Command::Completion(args) => completion::run(&mut Cli::command(), &args),
+    }
+}
+
+/// Help and version go to standard output; a wrong usage is an `invalid` error, in JSON where that was asked for.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    let is_help = matches!(error.kind(), UsageKind::DisplayHelp | UsageKind::DisplayVersion);
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let wants_json = arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json")
+        || arguments.iter().any(|argument| argument == "--output=json");
+    if wants_json && !is_help {
+        let text = error.render().to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        return Failure::from(Error::invalid(message)).report(Format::Json);
+    }
+    // Nothing is left to do where the terminal itself is gone.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

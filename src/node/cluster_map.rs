@@ -10,9 +10,7 @@ use crate::codec::{self, keyspace};
 use crate::raft::Leadership;
 use crate::rpc::{convert, v1};
 use crate::shard;
-use crate::types::{
-    Direction, KeyRange, NodeId, Result, ShardDescriptor, ShardId, Timestamp,
-};
+use crate::types::{Direction, KeyRange, NodeId, Result, ShardDescriptor, ShardId, Timestamp};
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(1000);
 

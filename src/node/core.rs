@@ -1,6 +1,5 @@
 //! What a node is from its start to its end: it waits for a cluster, or is a member of one.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -17,8 +16,8 @@ use crate::client::Client;
 use crate::codec::keyspace;
 use crate::engine::{Batch, Durability, Family, SharedEngine};
 use crate::raft;
-use crate::shard;
 use crate::rpc::{internal::v1 as internal, v1};
+use crate::shard;
 use crate::types::{
     ClusterId, Error, ErrorKind, KeyRange, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
 };
@@ -134,11 +133,6 @@ impl Core {
     /// Cancelled when the node begins to stop.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
-    }
-
-    /// Where the node keeps everything.
-    pub fn data_dir(&self) -> &PathBuf {
-        &self.config.data_dir
     }
 
     /// Who this node is, for other nodes that ask.
@@ -275,13 +269,14 @@ impl Core {
 
     async fn join_through(self: &Arc<Self>, addr: &str) -> Result<bool> {
         let probed = peer_client::probe(addr).await?;
-        let Some(cluster) = forming::parse_optional::<ClusterId>(&probed.cluster_id)? else { return Ok(false) };
+        let Some(cluster) = forming::parse_optional::<ClusterId>(&probed.cluster_id)? else {
+            return Ok(false);
+        };
         if probed.store_id == self.own.store.to_string() {
             return Ok(false);
         }
         let reply = peer_client::join(addr, forming::peer_to_proto(&self.own)).await?;
-        let peers =
-            reply.peers.into_iter().map(forming::peer_from_proto).collect::<Result<Vec<_>>>()?;
+        let peers = reply.peers.into_iter().map(forming::peer_from_proto).collect::<Result<Vec<_>>>()?;
         let part = Part { cluster, node: NodeId(reply.node_id), peers, shards: Vec::new() };
         self.adopt(part).await?;
         Ok(true)
@@ -311,10 +306,8 @@ impl Core {
         };
         let record = NodeRecord { id: given, ..joining };
         member.host().peers().learn(&record)?;
-        let put = Operation::Put {
-            key: keyspace::node_record(given),
-            value: crate::codec::encode(&record).into(),
-        };
+        let put =
+            Operation::Put { key: keyspace::node_record(given), value: crate::codec::encode(&record).into() };
         self.system(&member, put).await?;
         Ok(internal::JoinReply {
             cluster_id: member.cluster().to_string(),

@@ -33,15 +33,12 @@ impl Replicas {
         self.0.write().insert(start, replica);
     }
 
-    /// All of them, in key order.
-    pub fn all(&self) -> Vec<Arc<Replica>> {
-        self.0.read().values().cloned().collect()
-    }
-
     /// The replica whose range holds the key.
     pub fn holding(&self, key: &[u8]) -> Option<Arc<Replica>> {
         let replicas = self.0.read();
-        let (_, replica) = replicas.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let (_, replica) = replicas
+            .range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key)))
+            .next_back()?;
         replica.group().state().descriptor.range.contains(key).then(|| replica.clone())
     }
 
@@ -133,7 +130,8 @@ impl Dispatcher {
     }
 
     async fn get_many(&self, keys: Vec<Bytes>, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
-        let first = keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
+        let first =
+            keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
         let replica = self.holding(first)?;
         let descriptor = replica.group().state().descriptor.clone();
         if let Some(elsewhere) = keys.iter().find(|key| !descriptor.range.contains(key)) {
@@ -174,11 +172,13 @@ impl Dispatcher {
             max_bytes: limit(scan.limit_bytes, limits::MAX_PAGE_BYTES),
         };
         let page = replica.scan_page(request, deadline).await?;
-        let size_bytes: usize = page.rows.iter().map(|(key, record)| key.len() - 1 + record.value.len()).sum();
+        let size_bytes: usize =
+            page.rows.iter().map(|(key, record)| key.len() - 1 + record.value.len()).sum();
         let limited = scan.limit_rows.is_some_and(|limit| page.rows.len() as u64 >= limit)
-            || (page.next.is_some() && scan.limit_bytes.is_some_and(|limit| {
-                limit <= limits::MAX_PAGE_BYTES as u64 || size_bytes as u64 >= limit
-            }));
+            || (page.next.is_some()
+                && scan.limit_bytes.is_some_and(|limit| {
+                    limit <= limits::MAX_PAGE_BYTES as u64 || size_bytes as u64 >= limit
+                }));
         let next = page.next.or_else(|| rest(&here, &scan.range, scan.direction));
         let rows = page
             .rows
@@ -195,7 +195,8 @@ impl Dispatcher {
 
     /// The replica that holds all of the keys.
     fn replica_for(&self, keys: &[&Bytes]) -> Result<Arc<Replica>> {
-        let first = keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
+        let first =
+            keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
         let replica = self.holding(first)?;
         let state = replica.group().state();
         match keys.iter().find(|key| !state.descriptor.range.contains(key)) {

@@ -45,10 +45,13 @@ impl Plan {
     fn load(data_dir: &Path) -> Result<Option<Self>> {
         let path = data_dir.join(PLAN_FILE);
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| Error::corrupt(format!("{} is damaged: {error}; remove it and repeat the init on \
-                     nodes with fresh data directories", path.display()))),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                Error::corrupt(format!(
+                    "{} is damaged: {error}; remove it and repeat the init on \
+                     nodes with fresh data directories",
+                    path.display()
+                ))
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::corrupt(format!("{} can't be read: {error}", path.display()))),
         }
@@ -127,7 +130,9 @@ pub async fn plan(data_dir: &Path, own: &NodeRecord, request: &v1::InitRequest) 
 
 fn cut_of(request: &v1::InitRequest) -> Result<Cut> {
     if request.nodes.is_empty() {
-        return Err(Error::invalid("the init names no nodes: name the gRPC address of each, this one included"));
+        return Err(Error::invalid(
+            "the init names no nodes: name the gRPC address of each, this one included",
+        ));
     }
     if request.split_keys.is_empty() {
         let shards = (request.shards as usize).max(1);
@@ -142,7 +147,11 @@ fn cut_of(request: &v1::InitRequest) -> Result<Cut> {
 }
 
 /// Asks every named node who it is. All must wait for a cluster, or belong to the one that is being formed.
-async fn probe_all(own: &NodeRecord, addrs: &[String], forming: Option<ClusterId>) -> Result<Vec<NodeRecord>> {
+async fn probe_all(
+    own: &NodeRecord,
+    addrs: &[String],
+    forming: Option<ClusterId>,
+) -> Result<Vec<NodeRecord>> {
     let mut nodes: Vec<NodeRecord> = Vec::new();
     for addr in addrs {
         let reply = peer_client::probe(addr).await?;

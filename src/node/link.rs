@@ -68,7 +68,8 @@ impl Link for LocalLink {
         let core = self.core.clone();
         Box::pin(async move {
             let not_sent = |error: Error| LinkError::NotSent(error.message);
-            let member = core.upgrade().ok_or_else(stopped).and_then(|core| core.member()).map_err(not_sent)?;
+            let member =
+                core.upgrade().ok_or_else(stopped).and_then(|core| core.member()).map_err(not_sent)?;
             Ok(member.dispatcher().call(request).await)
         })
     }

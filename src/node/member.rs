@@ -65,8 +65,7 @@ impl Member {
         let oracle = Arc::new(OracleClient::new(&host, node));
         let timestamps = Timestamps::start(oracle.clone());
         let replicas = Arc::new(Replicas::default());
-        let dispatcher =
-            Arc::new(Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone()));
+        let dispatcher = Arc::new(Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone()));
         let member = Arc::new(Self {
             cluster,
             record,
@@ -117,8 +116,7 @@ impl Member {
         let peers = self.host.peers().clone();
         let own = self.record.clone();
         Arc::new(move |node: NodeId| {
-            let grpc_addr =
-                if node == own.id { own.grpc_addr.clone() } else { peers.get(node)?.grpc_addr };
+            let grpc_addr = if node == own.id { own.grpc_addr.clone() } else { peers.get(node)?.grpc_addr };
             Some(LeaderHint { node, grpc_addr })
         })
     }
@@ -171,14 +169,17 @@ impl Member {
     pub async fn execute_system(&self, id: RequestId, operation: Operation) -> Result<Outcome> {
         let leader = self.host.group(ShardId::SYSTEM).map(|group| group.leadership());
         let candidates: Vec<NodeId> = match leader {
-            Some(leadership) if leadership.token().is_some() => return self.execute_here(id, operation).await,
+            Some(leadership) if leadership.token().is_some() => {
+                return self.execute_here(id, operation).await;
+            }
             Some(leadership) => leadership.leader_elsewhere().into_iter().collect(),
             None => self.host.peers().all().into_iter().map(|peer| peer.id).collect(),
         };
         let body = Bytes::from(crate::codec::encode(&SystemOperation { id, operation }));
         let mut last_error = Error::unavailable("no leader of the system shard is known: retry");
         for node in candidates {
-            match self.host.call(node, calls::SYSTEM_OPERATION, body.clone(), SYSTEM_OPERATION_TIMEOUT).await {
+            match self.host.call(node, calls::SYSTEM_OPERATION, body.clone(), SYSTEM_OPERATION_TIMEOUT).await
+            {
                 Ok(body) => return calls::decode_outcome(&body),
                 Err(error) => last_error = error,
             }
@@ -209,11 +210,6 @@ impl Member {
     /// The node's way to timestamps.
     pub fn timestamps(&self) -> &Timestamps {
         &self.timestamps
-    }
-
-    /// The node's replicas.
-    pub fn replicas(&self) -> &Arc<Replicas> {
-        &self.replicas
     }
 
     /// Serves requests.

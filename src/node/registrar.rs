@@ -47,10 +47,7 @@ async fn register(member: &Arc<Member>) -> Result<()> {
 /// Publishes the descriptors of led shards that the catalogue does not have as they are.
 ///
 /// `published` is what this node knows to be there: a node without the catalogue remembers what it wrote.
-async fn publish_led(
-    member: &Arc<Member>,
-    published: &mut HashMap<ShardId, ShardDescriptor>,
-) -> Result<()> {
+async fn publish_led(member: &Arc<Member>, published: &mut HashMap<ShardId, ShardDescriptor>) -> Result<()> {
     if member.host().group(ShardId::SYSTEM).is_some() {
         *published = cluster_map::catalogue(member)?.into_iter().map(|shard| (shard.id, shard)).collect();
     }

@@ -10,7 +10,9 @@ use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
 use crate::raft::{Group, Leadership};
 use crate::shard::{self, Page, PageRequest};
-use crate::types::{Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp};
+use crate::types::{
+    Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp,
+};
 
 /// Finds a node's address.
 pub type Resolve = Arc<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>;

@@ -150,7 +150,8 @@ impl Task {
         };
         let now = Instant::now();
         batch.retain(|waiting| !waiting.answer.is_closed());
-        let (late, mut batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| waiting.deadline <= now);
+        let (late, mut batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|waiting| waiting.deadline <= now);
         refuse(late, &overdue());
         if batch.is_empty() {
             return;
@@ -165,7 +166,8 @@ impl Task {
         ticket.stamped(first);
         let mut commands = Vec::with_capacity(batch.len());
         for (position, waiting) in batch.iter_mut().enumerate() {
-            let operation = std::mem::replace(&mut waiting.operation, Operation::Delete { key: Bytes::new() });
+            let operation =
+                std::mem::replace(&mut waiting.operation, Operation::Delete { key: Bytes::new() });
             commands.push(Command { id: waiting.id, timestamp: first.plus(position as u64), operation });
         }
         let body = Bytes::from(codec::encode(&Entry::Commands(commands)));

@@ -48,7 +48,8 @@ impl Node {
     /// `Corrupt` where the data directory is damaged, half removed or of an unknown format; `Denied` where
     /// another process has it open; `Invalid` for a bad address; `Unavailable` where the port is taken.
     pub async fn start(config: NodeConfig) -> Result<Self> {
-        let listener = TcpListener::bind(&config.listen).await.map_err(|error| listen_error(&config.listen, &error))?;
+        let listener =
+            TcpListener::bind(&config.listen).await.map_err(|error| listen_error(&config.listen, &error))?;
         let addr = listener.local_addr().map_err(|error| listen_error(&config.listen, &error))?;
         let advertised = advertised(config.advertise.as_deref(), addr)?;
         let core = open(config, advertised).await?;

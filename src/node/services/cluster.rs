@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::node::core::Core;
 use crate::engine::View;
+use crate::node::core::Core;
 use crate::raft::{AppliedRecord, Group, Role};
 use crate::rpc::v1::cluster_server::Cluster;
 use crate::rpc::{convert, v1};
@@ -37,7 +37,10 @@ impl Cluster for ClusterService {
         }))
     }
 
-    async fn get_map(&self, _request: Request<v1::GetMapRequest>) -> Result<Response<v1::GetMapReply>, Status> {
+    async fn get_map(
+        &self,
+        _request: Request<v1::GetMapRequest>,
+    ) -> Result<Response<v1::GetMapReply>, Status> {
         let map = async { self.0.member()?.map().await };
         map.await.map(Response::new).map_err(|error| convert::error_to_status(&error))
     }
@@ -111,8 +114,9 @@ fn checksum(group: &Group) -> Result<v1::ReplicaChecksum> {
 
 /// What a replica had applied when the view was taken: the same write carries both.
 fn applied_in(view: &dyn View, shard: ShardId) -> Result<AppliedRecord> {
-    AppliedRecord::read(view, shard)?
-        .ok_or_else(|| Error::unavailable(format!("the replica of shard {shard} is empty yet: it waits for a snapshot")))
+    AppliedRecord::read(view, shard)?.ok_or_else(|| {
+        Error::unavailable(format!("the replica of shard {shard} is empty yet: it waits for a snapshot"))
+    })
 }
 
 fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, Status>>) {
@@ -131,7 +135,8 @@ fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, 
         loop {
             let page = shard::scan_page(&*view, &request)?;
             let rows = page.rows.into_iter().map(|(key, record)| convert::row_to_proto(&key, record));
-            let reply = v1::ReplicaScanReply { rows: rows.collect::<Result<_>>()?, applied_index: applied.index() };
+            let reply =
+                v1::ReplicaScanReply { rows: rows.collect::<Result<_>>()?, applied_index: applied.index() };
             // Nobody listens any more: nothing is left to do.
             if !send(Ok(reply)) {
                 return Ok(());
@@ -178,7 +183,9 @@ fn replica_status(group: &Group) -> v1::ReplicaStatus {
     v1::ReplicaStatus {
         shard: Some(convert::descriptor_to_proto(&state.descriptor)),
         // A leader that has not applied an entry of its own term does not serve yet.
-        role: if status.role == Role::Leader && !leads { Role::Candidate } else { status.role }.name().to_string(),
+        role: if status.role == Role::Leader && !leads { Role::Candidate } else { status.role }
+            .name()
+            .to_string(),
         term: status.term,
         leader: status.leader.map_or(0, |leader| leader.0),
         last_log_index: status.last_log_index,

@@ -48,7 +48,9 @@ macro_rules! expect_reply {
     ($reply:expr, $kind:ident) => {
         match $reply {
             Reply::$kind(reply) => Ok(Response::new(reply)),
-            other => Err(Status::internal(format!("the leader answered with another kind of reply: {other:?}"))),
+            other => {
+                Err(Status::internal(format!("the leader answered with another kind of reply: {other:?}")))
+            }
         }
     };
 }

@@ -94,10 +94,8 @@ fn start(
     }
     let (core, places, replies) = (core.clone(), places.clone(), replies.clone());
     tokio::spawn(async move {
-        let mut under_way: FuturesUnordered<_> = admitted
-            .into_iter()
-            .map(|(request, place)| answer(&core, &places, request, place))
-            .collect();
+        let mut under_way: FuturesUnordered<_> =
+            admitted.into_iter().map(|(request, place)| answer(&core, &places, request, place)).collect();
         while let Some(answered) = under_way.next().await {
             if replies.send(answered).await.is_err() {
                 // The caller is gone; what is under way ends by itself or with this task.

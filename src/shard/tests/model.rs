@@ -126,8 +126,7 @@ fn key() -> impl Strategy<Value = Bytes> {
 }
 
 fn value() -> impl Strategy<Value = Bytes> {
-    prop_oneof![Just(""), Just("1"), Just("-7"), Just("9223372036854775807"), Just("x")]
-        .prop_map(Bytes::from)
+    prop_oneof![Just(""), Just("1"), Just("-7"), Just("9223372036854775807"), Just("x")].prop_map(Bytes::from)
 }
 
 fn delta() -> impl Strategy<Value = i64> {
