@@ -188,7 +188,7 @@ async fn nodes_that_are_gone_are_unavailable() {
     let dead = listener.local_addr().expect("bound").to_string();
     drop(listener);
     let error =
-        Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.err().expect("dead");
+        Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.expect_err("dead");
     assert_eq!(error.kind, ErrorKind::Unavailable);
     cluster.world.lock().addrs.values_mut().for_each(|addr| addr.clone_from(&dead));
     client.map().await.expect("the endpoint still answers");
@@ -437,7 +437,7 @@ async fn bad_input_is_refused_before_anything_is_sent() {
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
     }
     assert!(cluster.world.lock().requests.is_empty());
-    let none = Client::connect(Vec::<String>::new()).await.err().expect("no endpoints");
+    let none = Client::connect(Vec::<String>::new()).await.expect_err("no endpoints");
     assert_eq!(none.kind, ErrorKind::Invalid);
 }
 
@@ -489,7 +489,7 @@ async fn calls_that_are_given_up_leave_nothing_behind() {
 async fn another_cluster_is_denied() {
     let cluster = FakeCluster::start().await;
     let builder = Client::builder().endpoints([cluster.addr(1)]).cluster_id(ClusterId(7)).deadline(SHORT);
-    assert_eq!(builder.connect().await.err().expect("another cluster").kind, ErrorKind::Denied);
+    assert_eq!(builder.connect().await.expect_err("another cluster").kind, ErrorKind::Denied);
     let builder = Client::builder().endpoints([cluster.addr(1)]).cluster_id(CLUSTER.parse().expect("an id"));
     builder.connect().await.expect("the cluster that is meant");
 }
