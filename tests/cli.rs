@@ -106,16 +106,16 @@ fn configuration_files_are_checked() {
 #[test]
 fn no_node_is_unavailable_in_text_and_json() {
     let address = nobody();
-    let base = ["--endpoints", &address, "--deadline", "300ms"];
+    let base = ["--endpoints", address.as_str(), "--deadline", "300ms"];
     for arguments in [&["get", "key"][..], &["put", "key", "value"], &["scan"], &["status"], &["checksum"]] {
-        let output = run(&[&base, arguments].concat());
+        let output = run(&[&base[..], arguments].concat());
         assert_eq!(
             output.status.code(),
             Some(3),
             "{arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let output = run(&[&base, &["--output", "json"], arguments].concat());
+        let output = run(&[&base[..], &["--output", "json"], arguments].concat());
         let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("a JSON object");
         assert_eq!(error["error"]["kind"], "unavailable", "{arguments:?}");
         assert!(error["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
