@@ -154,7 +154,7 @@ impl Client {
         validate::keys(&keys)?;
         let mut records = vec![None; keys.len()];
         let mut left: Vec<usize> = (0..keys.len()).collect();
-        // A group of keys that was split while it was asked for is grouped anew.
+        // What is left was split into several shards while it was asked for, or was too large for one reply.
         while !left.is_empty() {
             let groups = self.shared.by_shard(&keys, &left);
             // A latest read of several shards is a read at one timestamp, taken now (rule R2).
@@ -170,6 +170,8 @@ impl Client {
                     continue;
                 };
                 at = Some(reply.at_ts);
+                // Records that would be too large together come in several replies, all at one timestamp.
+                left.extend(&group[reply.records.len()..]);
                 for (index, record) in group.iter().zip(reply.records) {
                     records[*index] = record.record.map(convert::record_from_proto);
                 }
@@ -325,7 +327,7 @@ impl Shared {
         };
         let asked = Asked { place: Place::Key(&keys[group[0]]), build: &build, fresh: at_ts == 0 };
         match self.execute(asked, None, until).await {
-            Ok(Reply::GetMany(reply)) if reply.records.len() == group.len() => Ok(Some(reply)),
+            Ok(Reply::GetMany(reply)) if (1..=group.len()).contains(&reply.records.len()) => Ok(Some(reply)),
             Ok(Reply::GetMany(reply)) => Err(Error::corrupt(format!(
                 "a node answered {} keys with {} records",
                 group.len(),

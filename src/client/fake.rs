@@ -20,7 +20,7 @@ use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::{self, session_request};
 use crate::types::{
     BatchResult, Direction, Error, ErrorKind, Expect, KeyRange, LeaderHint, Moved, NodeId, Operation,
-    Outcome, Record, RequestId, Result, ShardDescriptor, Step, Timestamp,
+    Outcome, Record, RequestId, Result, ShardDescriptor, Step, Timestamp, limits,
 };
 
 pub(super) const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
@@ -152,10 +152,14 @@ impl World {
                     self.led(node, key)?;
                 }
                 let at = at.unwrap_or_else(|| self.next_ts());
-                Reply::GetMany(convert::get_many_reply(
-                    keys.iter().map(|key| self.read(key, at)).collect(),
-                    at,
-                ))
+                let mut bytes = 0;
+                let fits = |record: &Option<Record>| {
+                    let first = bytes == 0;
+                    bytes += record.as_ref().map_or(0, |record| record.value.len());
+                    first || bytes <= limits::MAX_BATCH_RESULT_BYTES
+                };
+                let records = keys.iter().map(|key| self.read(key, at)).take_while(fits).collect();
+                Reply::GetMany(convert::get_many_reply(records, at))
             }
             Call::ScanPage(scan) => self.page(node, scan)?,
             Call::Timestamp => {

@@ -463,6 +463,8 @@ async fn many_large_values_travel_at_once() {
     for got in join_all((0..60).map(|n| client.get(format!("b{n}")))).await {
         assert_eq!(got.expect("get").expect("there").value, value);
     }
+    let values = client.get_many((0..60).map(|n| format!("b{n}"))).await.expect("in several replies");
+    assert!(values.records.iter().all(|got| got.as_ref().is_some_and(|got| got.value == value)));
     assert_eq!(cluster.world.lock().sessions, 1, "no message was too large for the stream");
 }
 
