@@ -157,6 +157,52 @@ mod on_disk {
         assert!(engine.stats().size_bytes > 0);
     }
 
+    /// Copies a database that is still open, as a crash would leave it, with its log cut short.
+    fn crash(from: &std::path::Path, to: &std::path::Path, log_bytes: u64) {
+        std::fs::create_dir_all(to).expect("a directory");
+        for file in std::fs::read_dir(from).expect("lists") {
+            let file = file.expect("lists");
+            let copy = to.join(file.file_name());
+            std::fs::copy(file.path(), &copy).expect("copies");
+            if copy.extension().is_some_and(|extension| extension == "log") {
+                let copy = std::fs::OpenOptions::new().write(true).open(&copy).expect("opens");
+                let kept = copy.metadata().expect("reads").len().min(log_bytes);
+                copy.set_len(kept).expect("cuts");
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_leaves_a_prefix_of_the_batches_in_all_families() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = open(dir.path()).expect("opens");
+        let names: Vec<Bytes> = (0..40u8).map(|number| Bytes::copy_from_slice(&[number])).collect();
+        for name in &names {
+            let mut batch = Batch::new();
+            for family in Family::ALL {
+                batch.put(family, name.clone(), vec![0; 50]);
+            }
+            engine.write(batch, Durability::Buffered).expect("writes");
+        }
+        let mut lengths = std::collections::BTreeSet::new();
+        for cut in (0..=20).map(|part| part * 1_000).chain([u64::MAX]) {
+            let crashed = dir.path().join(format!("crashed-{cut}"));
+            crash(&dir.path().join("db"), &crashed.join("db"), cut);
+            let engine = open(&crashed).expect("opens after the crash");
+            let view = engine.view();
+            let keys_of = |family| -> Vec<Bytes> {
+                all(view.as_ref(), family).into_iter().map(|(key, _)| key).collect()
+            };
+            let kept = keys_of(Family::Log);
+            assert_eq!(kept, names[..kept.len()], "cut at {cut}");
+            for family in Family::ALL {
+                assert_eq!(keys_of(family), kept, "cut at {cut}: {family:?}");
+            }
+            lengths.insert(kept.len());
+        }
+        assert!(lengths.len() > 10 && lengths.last() == Some(&names.len()), "{lengths:?}");
+    }
+
     #[test]
     fn a_second_opening_is_refused_and_says_what_to_do() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -1,19 +1,21 @@
 //! A log entry's bytes on disk: a versioned head, then the payload as it came.
 
 use bytes::Bytes;
+use openraft::Membership;
+use openraft::impls::leader_id_adv;
 use openraft::impls::{EmptyNode, EntryPayload};
-use openraft::type_config::alias::{EntryOf, LogIdOf};
-use openraft::{Membership, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{Payload, TypeConfig};
+use super::Payload;
 use crate::codec;
 use crate::types::{Error, NodeId, Result};
 
+/// Who led, and in which term.
+pub type LeaderId = leader_id_adv::LeaderId<u64, NodeId>;
 /// A Raft entry of one of our groups.
-pub type Entry = EntryOf<TypeConfig>;
+pub type Entry = openraft::Entry<LeaderId, EntryPayload<Payload, NodeId, EmptyNode>>;
 /// The id of an entry: its leader's term and node, and its index.
-pub type LogId = LogIdOf<TypeConfig>;
+pub type LogId = openraft::LogId<LeaderId>;
 
 /// What stands before the payload.
 #[derive(Serialize, Deserialize)]
@@ -39,8 +41,6 @@ pub struct StoredEntry {
     pub entry: Entry,
     /// Bytes of all entries of the group up to and with this one.
     pub end_position: u64,
-    /// Bytes of this entry on disk, without its key.
-    pub size_bytes: u64,
 }
 
 /// Bytes that an entry counts for in [`StoredEntry::end_position`], known before it is encoded. Close to
@@ -90,22 +90,19 @@ pub fn decode(bytes: &Bytes) -> Result<StoredEntry> {
         Body::Normal(_) => EntryPayload::Normal(Payload(rest)),
         Body::Membership(membership) => EntryPayload::Membership(membership),
     };
-    let entry: <TypeConfig as RaftTypeConfig>::Entry =
-        openraft::impls::Entry { log_id: head.log_id, payload };
-    Ok(StoredEntry { entry, end_position: head.end_position, size_bytes: bytes.len() as u64 })
+    let entry = Entry { log_id: head.log_id, payload };
+    Ok(StoredEntry { entry, end_position: head.end_position })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use openraft::vote::RaftLeaderId;
-
     use super::*;
 
     fn entry(payload: EntryPayload<Payload, NodeId, EmptyNode>) -> Entry {
-        let leader = openraft::type_config::alias::CommittedLeaderIdOf::<TypeConfig>::new(3, NodeId(2));
-        openraft::impls::Entry { log_id: LogId::new(leader, 17), payload }
+        let leader = LeaderId { term: 3, node_id: NodeId(2) };
+        Entry { log_id: LogId::new(leader, 17), payload }
     }
 
     #[test]
@@ -122,7 +119,7 @@ mod tests {
             let bytes = encode(&entry, 99);
             let back = decode(&bytes).expect("decodes");
             assert_eq!(back.entry, entry);
-            assert_eq!((back.end_position, back.size_bytes), (99, bytes.len() as u64));
+            assert_eq!(back.end_position, 99);
             for cut in 0..bytes.len() {
                 assert!(decode(&bytes.slice(..cut)).is_err(), "cut at {cut}");
             }

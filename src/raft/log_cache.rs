@@ -87,18 +87,16 @@ impl LogCache {
 mod tests {
     use bytes::Bytes;
     use openraft::impls::EntryPayload;
-    use openraft::vote::RaftLeaderId;
 
     use super::*;
     use crate::raft::Payload;
-    use crate::raft::entry::LogId;
+    use crate::raft::entry::{LeaderId, LogId};
     use crate::types::NodeId;
 
     fn entry(index: u64) -> Entry {
-        let leader =
-            openraft::type_config::alias::CommittedLeaderIdOf::<crate::raft::TypeConfig>::new(1, NodeId(1));
+        let leader = LeaderId { term: 1, node_id: NodeId(1) };
         let payload = EntryPayload::Normal(Payload(Bytes::from(vec![0; 68])));
-        openraft::impls::Entry { log_id: LogId::new(leader, index), payload }
+        Entry { log_id: LogId::new(leader, index), payload }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use futures::Stream;
+use openraft::OptionalSend;
 use openraft::storage::RaftLogReader;
-use openraft::{OptionalSend, type_config::alias::VoteOf};
 use parking_lot::Mutex;
 
 use super::TypeConfig;
@@ -341,7 +341,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         self.0.read(start, end, u64::MAX).map_err(io::Error::other)
     }
 
-    async fn read_vote(&mut self) -> Result<Option<VoteOf<TypeConfig>>, io::Error> {
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         Ok(self.0.state.lock().vote)
     }
 

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::impls::EntryPayload;
+use openraft::OptionalSend;
+use openraft::impls::{EmptyNode, EntryPayload};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
-use openraft::type_config::alias::{LogIdOf, StoredMembershipOf};
-use openraft::{OptionalSend, type_config::alias::SnapshotMetaOf};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::entry::{Entry, counted_bytes};
+use super::entry::{Entry, LeaderId, LogId, counted_bytes};
 use super::keys::{self, Item};
 use super::log_writer::LogWriter;
-use super::records::{self, AppliedRecord, InstallingRecord, StoredMembership};
+use super::records::{self, AppliedRecord, InstallingRecord, SnapshotMeta, StoredMembership};
 use super::snapshot::{self, SnapshotData, SnapshotSource};
 use super::{Applied, TypeConfig};
 use crate::codec;
@@ -31,7 +30,7 @@ const CHUNK_ENTRIES: usize = 256;
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A snapshot of a group, as openraft hands it about.
-pub type GroupSnapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
+pub type GroupSnapshot = openraft::Snapshot<LeaderId, NodeId, EmptyNode, SnapshotData>;
 
 /// How far a replica is. Both only rise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -57,8 +56,7 @@ impl Replica {
     fn open(engine: SharedEngine, group: ShardId) -> Result<Arc<Self>> {
         let applied = AppliedRecord::read(engine.view().as_ref(), group)?;
         let applied = Arc::new(applied.unwrap_or_else(|| AppliedRecord::empty(group)));
-        let snapshot: Option<Option<super::entry::LogId>> =
-            records::read(engine.as_ref(), group, Item::Snapshot)?;
+        let snapshot: Option<Option<LogId>> = records::read(engine.as_ref(), group, Item::Snapshot)?;
         let (progress, _) = watch::channel(progress_of(&applied));
         Ok(Arc::new(Self {
             group,
@@ -93,7 +91,7 @@ impl Replica {
     pub fn view(&self) -> Result<Box<dyn View + '_>> {
         let before = self.installs.load(Ordering::Acquire);
         let view = self.engine.view();
-        if before % 2 == 0 && self.installs.load(Ordering::Acquire) == before {
+        if before.is_multiple_of(2) && self.installs.load(Ordering::Acquire) == before {
             return Ok(view);
         }
         Err(Error::unavailable(format!(
@@ -131,16 +129,15 @@ fn progress_of(applied: &AppliedRecord) -> Progress {
     Progress { index: applied.index(), closed: applied.state.closed }
 }
 
-/// The pure machine: brings the state up to date, leaves its writes in the overlay, answers the outcomes.
-pub type ApplyFn = fn(&mut State, &mut Overlay<'_>, &shard::Entry) -> Result<Vec<Outcome>>;
-
 /// The state machine of one group.
 pub struct ReplicaMachine {
     replica: Arc<Replica>,
     writer: Arc<LogWriter>,
-    apply: ApplyFn,
+    /// Whether an entry must follow the one before it without a gap.
+    without_gaps: bool,
     /// Tells that the machine is gone, and with it the only writer of the replica's rows.
-    gone: DropGuard,
+    gone: CancellationToken,
+    _gone_when_dropped: DropGuard,
 }
 
 impl ReplicaMachine {
@@ -151,19 +148,22 @@ impl ReplicaMachine {
     ///
     /// `Corrupt` where its records can't be read; the engine's.
     pub fn open(engine: SharedEngine, writer: Arc<LogWriter>, group: ShardId) -> Result<Self> {
-        Self::open_with(engine, writer, group, shard::apply)
+        snapshot::finish_install(engine.as_ref(), group)?;
+        let gone = CancellationToken::new();
+        Ok(Self {
+            replica: Replica::open(engine, group)?,
+            writer,
+            without_gaps: true,
+            _gone_when_dropped: gone.clone().drop_guard(),
+            gone,
+        })
     }
 
-    /// Like [`open`](Self::open), with another machine.
-    pub(super) fn open_with(
-        engine: SharedEngine,
-        writer: Arc<LogWriter>,
-        group: ShardId,
-        apply: ApplyFn,
-    ) -> Result<Self> {
-        snapshot::finish_install(engine.as_ref(), group)?;
-        let gone = CancellationToken::new().drop_guard();
-        Ok(Self { replica: Replica::open(engine, group)?, writer, apply, gone })
+    /// Takes entries with gaps between them, as openraft's suite gives them.
+    #[cfg(test)]
+    pub(super) fn allow_gaps(mut self) -> Self {
+        self.without_gaps = false;
+        self
     }
 
     /// What others see of it.
@@ -174,7 +174,7 @@ impl ReplicaMachine {
     /// Is cancelled when the machine is dropped. Raft's core ends before its machine does, so whoever
     /// opens the replica again waits for this first.
     pub(super) fn gone(&self) -> CancellationToken {
-        self.gone.token().clone()
+        self.gone.clone()
     }
 
     /// Applies entries in one batch, then answers whoever waits for them.
@@ -213,6 +213,7 @@ impl ReplicaMachine {
     ) -> Result<Vec<Outcome>> {
         if let Some(last) = applied.last_log_id
             && entry.log_id.index != last.index + 1
+            && self.without_gaps
         {
             return Err(Error::corrupt(format!(
                 "group {} was given entry {} to apply after {last}",
@@ -226,7 +227,7 @@ impl ReplicaMachine {
                 // What can't be decoded must stop the replica: skipping it would make it differ.
                 let what = format!("entry {} of group {}", entry.log_id, self.replica.group);
                 let decoded: shard::Entry = codec::decode(&payload.0, &what)?;
-                (self.apply)(state, overlay, &decoded)
+                shard::apply(state, overlay, &decoded)
             }
             EntryPayload::Membership(membership) => {
                 let replicas: Vec<NodeId> = membership.nodes().map(|(node, _)| *node).collect();
@@ -241,7 +242,7 @@ impl ReplicaMachine {
     }
 
     /// Takes the place of everything in the replica.
-    async fn install(&self, meta: &SnapshotMetaOf<TypeConfig>, data: SnapshotData) -> Result<()> {
+    async fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<()> {
         let replica = self.replica.clone();
         let received = match data {
             SnapshotData::Received(received) => received,
@@ -282,9 +283,7 @@ impl RaftStateMachine<TypeConfig> for ReplicaMachine {
     type SnapshotData = SnapshotData;
     type SnapshotBuilder = SnapshotBuilder;
 
-    async fn applied_state(
-        &mut self,
-    ) -> Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>), io::Error> {
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let applied = self.replica.applied();
         Ok((applied.last_log_id, applied.membership.clone()))
     }
@@ -326,7 +325,7 @@ impl RaftStateMachine<TypeConfig> for ReplicaMachine {
 
     async fn install_snapshot(
         &mut self,
-        meta: &SnapshotMetaOf<TypeConfig>,
+        meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         self.install(meta, snapshot).await.map_err(io::Error::other)

@@ -42,7 +42,7 @@ mod transfer;
 mod transport;
 mod types;
 
-pub use entry::{Entry, LogId};
+pub use entry::{Entry, LeaderId, LogId};
 pub use group::{Group, ReadPoint};
 pub use host::{CallHandler, Host, HostConfig};
 pub use leadership::{Leadership, Token};

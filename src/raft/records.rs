@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use openraft::type_config::alias::{SnapshotMetaOf, StoredMembershipOf, VoteOf};
+use openraft::impls::EmptyNode;
 use serde::{Deserialize, Serialize};
 
-use super::TypeConfig;
-use super::entry::LogId;
+use super::entry::{LeaderId, LogId};
 use super::keys::{self, Item};
 use crate::codec;
 use crate::engine::{Batch, Engine, Family, StagedName, View};
 use crate::shard::State;
-use crate::types::{Epoch, Error, KeyRange, Result, ShardDescriptor, ShardId};
+use crate::types::{Epoch, Error, KeyRange, NodeId, Result, ShardDescriptor, ShardId};
 
 /// The members of a group and the entry that made them so.
-pub type StoredMembership = StoredMembershipOf<TypeConfig>;
+pub type StoredMembership = openraft::StoredMembership<LeaderId, NodeId, EmptyNode>;
 /// A vote.
-pub type Vote = VoteOf<TypeConfig>;
+pub type Vote = openraft::Vote<LeaderId>;
 /// What a snapshot holds, as openraft knows it.
-pub type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, NodeId, EmptyNode>;
 
 /// What a replica has applied. Written in the same batch as the rows of each entry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

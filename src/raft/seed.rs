@@ -9,11 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use openraft::Membership;
-use openraft::type_config::alias::CommittedLeaderIdOf;
-use openraft::vote::RaftLeaderId;
 
-use super::TypeConfig;
-use super::entry::LogId;
+use super::entry::{LeaderId, LogId};
 use super::keys::{self, Item, NODE_GROUP};
 use super::records::{AppliedRecord, StoredMembership};
 use super::snapshot::finish_install;
@@ -49,7 +46,7 @@ pub fn create_group(engine: &dyn Engine, descriptor: &ShardDescriptor) -> Result
 /// Puts a new group's records into a batch.
 fn put_group(batch: &mut Batch, descriptor: &ShardDescriptor) {
     // The lowest leader there can be, so that no later one is behind it; and no vote.
-    let leader = CommittedLeaderIdOf::<TypeConfig>::new(0, NodeId(0));
+    let leader = LeaderId { term: 0, node_id: NodeId(0) };
     let seed = LogId::new(leader, 1);
     let voters: BTreeSet<NodeId> = descriptor.replicas.iter().copied().collect();
     let applied = AppliedRecord {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{
     Batch, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
@@ -29,7 +29,31 @@ pub(super) enum Event {
 pub(super) struct CutEngine {
     inner: Arc<MemoryEngine>,
     journal: Arc<Mutex<Vec<Event>>>,
-    gate: Arc<Mutex<()>>,
+    gate: Arc<Gate>,
+}
+
+/// Closed while its state is true.
+#[derive(Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn wait(&self) {
+        let mut closed = self.closed.lock();
+        self.opened.wait_while(&mut closed, |closed| *closed);
+    }
+}
+
+/// Holds synced writes back as long as it lives.
+pub(super) struct Held(Arc<Gate>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.0.closed.lock() = false;
+        self.0.opened.notify_all();
+    }
 }
 
 impl CutEngine {
@@ -38,8 +62,9 @@ impl CutEngine {
     }
 
     /// Synced writes wait until the guard is dropped.
-    pub(super) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
-        self.gate.lock()
+    pub(super) fn hold_syncs(&self) -> Held {
+        *self.gate.closed.lock() = true;
+        Held(self.gate.clone())
     }
 
     pub(super) fn journal(&self) -> Vec<Event> {
@@ -88,7 +113,9 @@ impl Engine for CutEngine {
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> Result<()> {
-        let _gate = (durability == Durability::Synced).then(|| self.gate.lock());
+        if durability == Durability::Synced {
+            self.gate.wait();
+        }
         let mut journal = self.journal.lock();
         self.inner.write(batch.clone(), durability)?;
         journal.push(Event::Write(batch, durability));

@@ -24,7 +24,7 @@ fn open(engine: &Arc<dyn Engine>) -> ReplicaMachine {
 async fn replica(engine: &Arc<dyn Engine>, last: u64) -> ReplicaMachine {
     create_group(engine.as_ref(), &descriptor(1, "a", "m")).expect("creates");
     let mut machine = open(engine);
-    apply(&mut machine, (2..=last).map(|index| entry(index)).collect()).await;
+    apply(&mut machine, (2..=last).map(entry).collect()).await;
     machine
 }
 

@@ -12,6 +12,7 @@ use super::{log_id, put_entry, shared};
 use crate::engine::{
     Batch, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
 };
+use crate::raft::entry::counted_bytes;
 use crate::raft::{Entry, LogStore, LogWriter, TypeConfig, Vote, create_group};
 use crate::types::{Error, ErrorKind, KeyRange, NodeId, Result, ShardId};
 
@@ -64,7 +65,11 @@ impl Engine for FailingEngine {
 }
 
 fn entries(indexes: std::ops::Range<u64>, value_bytes: usize) -> Vec<Entry> {
-    indexes.map(|index| put_entry(1, index, "k", &format!("{index:value_bytes$}"))).collect()
+    indexes.map(|index| put_entry(1, index, "k", &"v".repeat(value_bytes))).collect()
+}
+
+fn counted(entries: &[Entry]) -> u64 {
+    entries.iter().map(counted_bytes).sum()
 }
 
 async fn append(store: &mut LogStore, entries: Vec<Entry>) -> std::result::Result<(), std::io::Error> {
@@ -169,25 +174,29 @@ async fn the_log_knows_its_size_through_truncations_purges_and_restarts() {
     let mut store = open(&engine, 1, 0);
     let log = store.log();
     assert_eq!((log.size_bytes(), log.bounds(), log.purge_point(0).expect("reads")), (0, None, None));
-    append(&mut store, entries(0..10, 1000)).await.expect("is flushed");
+    let all = entries(0..10, 1000);
+    append(&mut store, all.clone()).await.expect("is flushed");
     let ten = log.size_bytes();
+    assert_eq!(ten, counted(&all));
     assert!((10_000..12_000).contains(&ten), "{ten}");
     assert_eq!(log.purge_point(ten).expect("reads"), None);
-    assert_eq!(log.purge_point(ten / 2).expect("reads"), Some(4));
+    assert_eq!(log.purge_point(counted(&all[5..])).expect("reads"), Some(4));
+    assert_eq!(log.purge_point(counted(&all[5..]) - 1).expect("reads"), Some(4), "what is kept is not less");
+    assert_eq!(log.purge_point(counted(&all[5..]) + 1).expect("reads"), Some(3));
     assert_eq!(log.purge_point(0).expect("reads"), Some(9));
     store.purge(log_id(1, 4)).await.expect("purges");
-    assert_eq!((log.size_bytes(), log.bounds()), (ten / 2, Some((5, 9))));
+    assert_eq!((log.size_bytes(), log.bounds()), (counted(&all[5..]), Some((5, 9))));
     store.purge(log_id(1, 3)).await.expect("is gone already");
     store.truncate_after(Some(log_id(1, 7))).await.expect("truncates");
     let three = log.size_bytes();
-    assert_eq!((three, log.bounds()), (ten / 10 * 3, Some((5, 7))));
+    assert_eq!((three, log.bounds()), (counted(&all[5..8]), Some((5, 7))));
     store.save_vote(&Vote::new(2, NodeId(1))).await.expect("saves");
     let again = open(&engine, 1, 0).log();
     assert_eq!((again.size_bytes(), again.bounds()), (three, Some((5, 7))));
     store.truncate_after(Some(log_id(1, 4))).await.expect("truncates all");
     assert_eq!((log.size_bytes(), log.bounds()), (0, None));
     append(&mut store, entries(5..6, 1000)).await.expect("the next follows the purged");
-    assert_eq!((log.size_bytes(), log.bounds()), (ten / 10, Some((5, 5))));
+    assert_eq!((log.size_bytes(), log.bounds()), (counted(&all[5..6]), Some((5, 5))));
 }
 
 #[tokio::test]

@@ -26,10 +26,7 @@ async fn an_entry_that_cannot_be_read_or_is_out_of_order_stops_the_replica_where
     let engine = shared(MemoryEngine::new());
     let mut machine = machine(&engine);
     apply(&mut machine, vec![put_entry(1, 2, "b", "1")]).await;
-    let nonsense = openraft::impls::Entry {
-        log_id: log_id(1, 3),
-        payload: EntryPayload::Normal(Payload("nonsense".into())),
-    };
+    let nonsense = Entry { log_id: log_id(1, 3), payload: EntryPayload::Normal(Payload("nonsense".into())) };
     let error = try_apply(&mut machine, vec![nonsense]).await.expect_err("can't be read");
     assert!(error.to_string().contains("of group 1"), "{error}");
     let error = try_apply(&mut machine, vec![put_entry(1, 4, "b", "2")]).await.expect_err("leaves a gap");
@@ -71,7 +68,7 @@ async fn a_membership_entry_changes_the_descriptor_and_survives_a_restart() {
     let voters = BTreeSet::from([NodeId(1), NodeId(2), NodeId(3)]);
     let same = EntryPayload::Membership(Membership::new_with_defaults(vec![voters.clone()], []));
     let learner = EntryPayload::Membership(Membership::new_with_defaults(vec![voters], [NodeId(4)]));
-    let entry = |index, payload| openraft::impls::Entry { log_id: log_id(1, index), payload };
+    let entry = |index, payload| Entry { log_id: log_id(1, index), payload };
     apply(&mut replica, vec![entry(2, same)]).await;
     assert_eq!(replica.replica().state().descriptor.epoch.0, 1, "nothing has changed");
     apply(&mut replica, vec![entry(3, learner)]).await;

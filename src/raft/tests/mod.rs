@@ -13,11 +13,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use openraft::impls::EntryPayload;
 use openraft::storage::RaftStateMachine;
-use openraft::type_config::alias::CommittedLeaderIdOf;
-use openraft::vote::RaftLeaderId;
 
 use super::machine::ReplicaMachine;
-use super::{Entry, LogId, Payload, TypeConfig};
+use super::{Entry, LeaderId, LogId, Payload};
 use crate::codec;
 use crate::engine::{Engine, Family, Row};
 use crate::mvcc;
@@ -27,7 +25,7 @@ use crate::types::{
 };
 
 fn log_id(term: u64, index: u64) -> LogId {
-    LogId::new(CommittedLeaderIdOf::<TypeConfig>::new(term, NodeId(1)), index)
+    LogId::new(LeaderId { term, node_id: NodeId(1) }, index)
 }
 
 /// An entry that puts a key; the higher the index, the higher the timestamp.
@@ -41,7 +39,7 @@ fn put_entry(term: u64, index: u64, key: &str, value: &str) -> Entry {
         },
     };
     let payload = Payload(codec::encode(&shard::Entry::Commands(vec![command])).into());
-    openraft::impls::Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(payload) }
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(payload) }
 }
 
 fn descriptor(group: u64, start: &'static str, end: &'static str) -> ShardDescriptor {

@@ -107,7 +107,8 @@ async fn the_log_is_kept_short_by_entries_by_bytes_and_by_age() {
         eventually("the log to be cut", async || {
             let status = group.status();
             let kept = status.applied_index + 1 - status.first_log_index;
-            status.first_log_index > 50 && kept <= 40.max(if timing.log_keep_entries == 40 { 40 } else { 150 })
+            status.first_log_index > 50
+                && kept <= 40.max(if timing.log_keep_entries == 40 { 40 } else { 150 })
         })
         .await;
         submit_all(&group, token, 201..211).await;

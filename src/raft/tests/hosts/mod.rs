@@ -85,7 +85,8 @@ fn node(id: u64) -> NodeId {
 impl Cluster {
     /// Nodes 1 to `count`, that know each other.
     async fn start(count: u64, timing: Timing) -> Self {
-        let engines = (1..=count).map(|id| (node(id), Arc::new(MemoryEngine::new()) as SharedEngine)).collect();
+        let engines =
+            (1..=count).map(|id| (node(id), Arc::new(MemoryEngine::new()) as SharedEngine)).collect();
         Self::on(engines, timing).await
     }
 

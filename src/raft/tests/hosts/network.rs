@@ -30,7 +30,8 @@ async fn calls_reach_other_nodes_and_oneself() {
         assert_eq!(answer, "1 said hi");
         let refused = host.call(to, REFUSE, Bytes::new(), limit).await.expect_err("refused");
         assert_eq!((refused.kind, refused.message.as_str()), (ErrorKind::Conflict, "refused"));
-        let late = host.call(to, NEVER, Bytes::new(), Duration::from_millis(50)).await.expect_err("no answer");
+        let late =
+            host.call(to, NEVER, Bytes::new(), Duration::from_millis(50)).await.expect_err("no answer");
         assert_eq!(late.kind, ErrorKind::Unavailable, "{late}");
     }
     let large = Bytes::from(vec![7; 5 * 1024 * 1024]);
@@ -181,7 +182,8 @@ async fn a_snapshot_that_is_not_whole_is_refused() {
     cluster.create_group().await;
     let (group, token) = cluster.leader(None).await;
     submit_all(&group, token, 1..11).await;
-    let vote = openraft::Vote::<openraft::type_config::alias::LeaderIdOf<crate::raft::TypeConfig>>::new(1, node(2));
+    let vote =
+        openraft::Vote::<openraft::type_config::alias::LeaderIdOf<crate::raft::TypeConfig>>::new(1, node(2));
     let meta = codec::encode(group.replica().applied().as_ref());
     let head = SnapshotHead {
         cluster_id: CLUSTER.to_string(),
