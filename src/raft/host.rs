@@ -145,7 +145,7 @@ impl Host {
             })??;
         let group = self.open(shard).await?;
         if created && is_first {
-            group.stand(false).await?;
+            tokio::spawn(Arc::clone(&group).stand_first());
         }
         Ok(group)
     }
