@@ -122,14 +122,16 @@ async fn the_log_is_kept_short_by_entries_by_bytes_and_by_age() {
 async fn measure_submits() {
     use crate::engine::{RocksEngine, RocksOptions};
     let directory = tempfile::tempdir().expect("a directory");
-    let engines = (1..=3)
-        .map(|id| {
-            let path = directory.path().join(id.to_string());
-            let engine = RocksEngine::open(&path, &RocksOptions::default()).expect("opens");
-            (node(id), Arc::new(engine) as SharedEngine)
-        })
-        .collect();
-    let cluster = Cluster::on(engines, Timing::default()).await;
+    let rocks = |id: u64| {
+        let path = directory.path().join(id.to_string());
+        Arc::new(RocksEngine::open(&path, &RocksOptions::default()).expect("opens")) as SharedEngine
+    };
+    let on_rocks = (1..=3).map(|id| (node(id), rocks(id))).collect();
+    measure("RocksDB", Cluster::on(on_rocks, Timing::default()).await).await;
+    measure("memory", Cluster::start(3, Timing::default()).await).await;
+}
+
+async fn measure(what: &str, cluster: Cluster) {
     cluster.create_group().await;
     let (group, token) = cluster.leader(None).await;
     let mut timestamp = 1;
@@ -148,7 +150,7 @@ async fn measure_submits() {
             group.ensure_leader().await.expect("leads");
             reads += 1;
         }
-        println!("{in_flight} in flight: {per_second:.0} entries/s; {reads} lease checks/s");
+        println!("{what}, {in_flight} in flight: {per_second:.0} entries/s; {reads} lease checks/s");
     }
     cluster.converge().await;
     cluster.stop().await;
