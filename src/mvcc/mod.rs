@@ -18,6 +18,8 @@ mod row;
 mod write;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use family::family_range;

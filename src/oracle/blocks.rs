@@ -76,11 +76,14 @@ impl Oracle {
         Ok(Block { first, count })
     }
 
-    /// The ceiling to propose, where a raise is due: less than [`RAISE_WHEN_LEFT_MS`] left, or a block could
-    /// not be cut.
+    /// The ceiling to propose, where a raise is due: physical time has less than [`RAISE_WHEN_LEFT_MS`] left,
+    /// or what is handed out (which runs ahead of a clock that is behind) has little left, or a block could
+    /// not be cut. Stays due until a raise is applied: propose one at a time.
     pub fn next_ceiling(&self, now: PhysicalMs) -> Option<Timestamp> {
         let next = self.next(now);
-        let due = self.wanted > self.ceiling || ahead(next, RAISE_WHEN_LEFT_MS) > self.ceiling;
+        let due = self.wanted > self.ceiling
+            || ahead(physical(now), RAISE_WHEN_LEFT_MS) > self.ceiling
+            || ahead(next, LEAST_RAISE_MS / 2) > self.ceiling;
         let from_now = ahead(physical(now), CEILING_AHEAD_MS);
         let to = from_now.max(ahead(next.max(self.wanted), LEAST_RAISE_MS));
         (due && to > self.ceiling).then_some(to)
