@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::select_all;
-use tokio::process::{Child as Process, Command};
+use tokio::process::{Child as Process, ChildStdin, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,8 @@ struct Running {
 enum RunState {
     Alive {
         process: Process,
+        /// Our end of its standard input: it stops when this closes.
+        _lifeline: Option<ChildStdin>,
         since: Instant,
     },
     /// Dead, to be started again at this time; `None` is never.
@@ -132,11 +134,13 @@ impl Supervisor {
         for name in ["KVORUM_ADVERTISE", "KVORUM_ZONE", "KVORUM_CONFIG", "KVORUM_OUTPUT"] {
             command.env_remove(name);
         }
-        let process = command.spawn().map_err(|error| {
+        let mut process = command.spawn().map_err(|error| {
             Error::unavailable(format!("{} can't be started: {error}", self.program.display()))
         })?;
         self.children[at].entry.pid = process.id().unwrap_or(0);
-        Ok(RunState::Alive { process, since: Instant::now() })
+        // Taken out: waiting for the process would close it, and the node would stop.
+        let lifeline = process.stdin.take();
+        Ok(RunState::Alive { process, _lifeline: lifeline, since: Instant::now() })
     }
 
     /// Waits until a process changed (true: `cluster.json` is to be written anew) or until `stop` (false).

@@ -89,9 +89,9 @@ impl Attempts {
                 self.renewals += 1;
                 Decision::Renew
             }
-            // A duplicate gets the first attempt's outcome (rule R8), so this is the outcome.
-            ErrorKind::Invalid => Decision::Fail(error.clone()),
-            ErrorKind::TooOld | ErrorKind::Denied | ErrorKind::Corrupt => {
+            // A refusal by the log would be the first attempt's outcome (rule R8), but one by a node that never
+            // looked into the log says nothing about it, and the two look alike.
+            ErrorKind::Invalid | ErrorKind::TooOld | ErrorKind::Denied | ErrorKind::Corrupt => {
                 Decision::Fail(self.stopped(error.clone()))
             }
         }
@@ -234,16 +234,12 @@ mod tests {
             let decision = Attempts::new(true).failed(answered(kind), 0.5);
             assert!(matches!(decision, Decision::Fail(error) if error.kind == kind));
         }
-        // A refusal of a retry is the first attempt's outcome; a node that shuts the door is not.
-        for (kind, told) in [
-            (ErrorKind::Invalid, ErrorKind::Invalid),
-            (ErrorKind::Denied, ErrorKind::Undetermined),
-            (ErrorKind::Corrupt, ErrorKind::Undetermined),
-        ] {
+        // After an attempt of unknown fate it says nothing about that one.
+        for kind in [ErrorKind::Invalid, ErrorKind::Denied, ErrorKind::Corrupt] {
             let mut attempts = Attempts::new(true);
             attempts.failed(lost(), 0.5);
             let decision = attempts.failed(answered(kind), 0.5);
-            assert!(matches!(decision, Decision::Fail(error) if error.kind == told));
+            assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Undetermined));
         }
     }
 }

@@ -63,7 +63,12 @@ impl Core {
         let gate = {
             let members = &replica.applied().membership;
             let only_voter = members.membership().voter_ids().eq([env.own]);
-            Gate::at_start(log.state.lock().vote.is_some(), only_voter, env.timing.election_max)
+            Gate::at_start(
+                log.state.lock().vote.is_some(),
+                only_voter,
+                tokio::time::Instant::now(),
+                env.timing.election_max,
+            )
         };
         let network = NetworkFactory {
             transport: Arc::clone(&env.transport),

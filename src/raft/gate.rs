@@ -26,14 +26,14 @@ pub(super) struct Gate {
 
 impl Gate {
     /// The gate of a replica that starts now.
-    pub fn at_start(has_stored_vote: bool, only_voter: bool, lease: Duration) -> Self {
+    pub fn at_start(has_stored_vote: bool, only_voter: bool, start: Instant, lease: Duration) -> Self {
         let closed = has_stored_vote && !only_voter;
-        Self { opens: closed.then(|| Instant::now() + lease) }
+        Self { opens: closed.then(|| start + lease) }
     }
 
     /// How much longer the replica must not vote; `None` where it may.
-    pub fn closed_for(&self) -> Option<Duration> {
-        let left = self.opens?.saturating_duration_since(Instant::now());
+    pub fn closed_for(&self, now: Instant) -> Option<Duration> {
+        let left = self.opens?.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
 
@@ -49,15 +49,16 @@ mod tests {
 
     const LEASE: Duration = Duration::from_millis(1500);
 
-    #[tokio::test(start_paused = true)]
-    async fn only_a_replica_that_may_have_promised_waits_and_only_for_the_lease() {
-        assert_eq!(Gate::at_start(false, false, LEASE).closed_for(), None);
-        assert_eq!(Gate::at_start(true, true, LEASE).closed_for(), None);
-        let gate = Gate::at_start(true, false, LEASE);
-        assert_eq!(gate.closed_for(), Some(LEASE));
-        tokio::time::advance(LEASE - Duration::from_millis(1)).await;
-        assert!(gate.closed_for().is_some());
-        tokio::time::advance(Duration::from_millis(2)).await;
-        assert_eq!(gate.closed_for(), None);
+    #[test]
+    fn only_a_replica_that_may_have_promised_waits_and_only_for_the_lease() {
+        let start = Instant::now();
+        assert_eq!(Gate::at_start(false, false, start, LEASE).closed_for(start), None);
+        assert_eq!(Gate::at_start(true, true, start, LEASE).closed_for(start), None);
+        let gate = Gate::at_start(true, false, start, LEASE);
+        let moment = Duration::from_millis(1);
+        assert_eq!(gate.closed_for(start), Some(LEASE));
+        assert_eq!(gate.closed_for(start + LEASE - moment), Some(moment));
+        assert_eq!(gate.closed_for(start + LEASE), None);
+        assert_eq!(gate.closed_for(start + LEASE * 2), None);
     }
 }

@@ -281,7 +281,7 @@ impl Group {
     /// Stands for election. Without asking first, for a group that can have no leader yet.
     pub(super) async fn stand(&self, ask_first: bool) -> Result<()> {
         let core = self.core();
-        if let Some(left) = core.gate.closed_for() {
+        if let Some(left) = core.gate.closed_for(tokio::time::Instant::now()) {
             return Err(Error::unavailable(format!(
                 "shard {} on node {} has just been started and must not stand for election for {left:?}",
                 self.shard, self.env.own

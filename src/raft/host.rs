@@ -72,6 +72,10 @@ impl Host {
             .await
             .map_err(|error| Error::unavailable(format!("opening the store was cut short: {error}")))??;
         let transport = Arc::new(Transport::new(Identity { cluster, node }, Arc::new(peers), timing.clone()));
+        for peer in transport.peers().all() {
+            // Not waited for. The others learn by it where this node is now.
+            transport.link(peer.id);
+        }
         let courier = Arc::new(Courier::new(Arc::clone(&transport), timing.snapshot_stall));
         let closing = CancellationToken::new();
         let env = Arc::new(Env { engine, writer, transport, courier, own, timing, closing });

@@ -69,7 +69,7 @@ impl Registry {
     /// A core that may vote (see [`super::gate`]).
     fn voting_core(&self, group: u64, asked_by_leader: bool) -> Result<Arc<Core>, Failure> {
         let core = self.core(group)?;
-        match core.gate.closed_for() {
+        match core.gate.closed_for(tokio::time::Instant::now()) {
             Some(left) if !asked_by_leader => Err(Failure::Refused(Error::unavailable(format!(
                 "node {} was started less than a lease ago and does not vote in shard {group} for {left:?}",
                 self.own

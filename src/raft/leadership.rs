@@ -2,15 +2,12 @@
 
 use openraft::RaftMetrics;
 
-use super::TypeConfig;
+use super::{LeaderId, TypeConfig};
 use crate::types::NodeId;
 
-/// The id under which a leader was elected: term and node. One term may have two leaders, one after the
-/// other, so the term alone would not fence.
-pub(super) type LeaderId = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
-
 /// Fences what is done under one leadership: a proposal with a token is refused once another leadership
-/// has begun, be it of the same node.
+/// has begun, be it of the same node. It is a term and a node: one term may have two leaders, one after the
+/// other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Token(pub(super) LeaderId);
 

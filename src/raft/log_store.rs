@@ -29,7 +29,8 @@ pub struct LogStore {
 
 impl LogStore {
     /// Opens the log of a group, and repairs what a crash left (see [`Log`]). Of a group's log there is
-    /// one store at a time.
+    /// one store at a time: before it is opened again, an empty [`LogWriter::write_synced`] sees to it that
+    /// nothing of the last one is queued any more.
     ///
     /// # Errors
     ///

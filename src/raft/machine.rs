@@ -135,6 +135,9 @@ pub struct ReplicaMachine {
     writer: Arc<LogWriter>,
     /// Whether an entry must follow the one before it without a gap.
     without_gaps: bool,
+    /// Tells that the machine is gone, and with it the only writer of the replica's rows.
+    gone: CancellationToken,
+    _gone_when_dropped: DropGuard,
 }
 
 impl ReplicaMachine {
@@ -146,7 +149,14 @@ impl ReplicaMachine {
     /// `Corrupt` where its records can't be read; the engine's.
     pub fn open(engine: SharedEngine, writer: Arc<LogWriter>, group: ShardId) -> Result<Self> {
         snapshot::finish_install(engine.as_ref(), group)?;
-        Ok(Self { replica: Replica::open(engine, group)?, writer, without_gaps: true })
+        let gone = CancellationToken::new();
+        Ok(Self {
+            replica: Replica::open(engine, group)?,
+            writer,
+            without_gaps: true,
+            _gone_when_dropped: gone.clone().drop_guard(),
+            gone,
+        })
     }
 
     /// Takes entries with gaps between them, as openraft's suite gives them.
@@ -164,7 +174,7 @@ impl ReplicaMachine {
     /// Is cancelled when the machine is dropped. Raft's core ends before its machine does, so whoever
     /// opens the replica again waits for this first.
     pub(super) fn gone(&self) -> CancellationToken {
-        self.gone.token().clone()
+        self.gone.clone()
     }
 
     /// Applies entries in one batch, then answers whoever waits for them.

@@ -43,6 +43,9 @@ mod transport;
 mod types;
 
 pub use entry::{Entry, LeaderId, LogId};
+pub use group::{Group, ReadPoint};
+pub use host::{CallHandler, Host, HostConfig};
+pub use leadership::{Leadership, Token};
 pub use log_reader::{Log, LogReader};
 pub use log_store::{DEFAULT_CACHE_BYTES, LogStore};
 pub use log_writer::{LogWriter, LogWriterStats};

@@ -42,10 +42,12 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(300),
-            election_min: Duration::from_millis(1000),
-            election_max: Duration::from_millis(1500),
-            quorum_loss_probe: Duration::from_millis(3000),
+            // After a leader's death the others wait for its lease (`election_max`) and then for an election
+            // timeout: 1.6 to 2 s with these.
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(650),
+            election_max: Duration::from_millis(1000),
+            quorum_loss_probe: Duration::from_millis(2000),
             log_keep_bytes: 64 * 1024 * 1024,
             log_keep_entries: 2000,
             log_keep_age: Duration::from_secs(600),

@@ -310,7 +310,7 @@ async fn read_back(store: &mut LogStore) -> Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn nothing_acknowledged_is_lost_and_no_order_is_broken(steps in proptest::collection::vec(step(), 1..24)) {

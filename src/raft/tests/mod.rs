@@ -3,6 +3,7 @@
 mod cut_engine;
 mod cut_log;
 mod cut_snapshot;
+mod hosts;
 mod log;
 mod machine;
 mod suite;

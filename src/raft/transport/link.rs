@@ -50,7 +50,9 @@ impl Link {
 
     /// The other node is known to live: try again at once.
     pub fn wake(&self) {
-        self.wake.notify_one();
+        if !self.is_up() {
+            self.wake.notify_one();
+        }
     }
 
     /// Whether the connection stands.

@@ -69,11 +69,15 @@ impl Shared {
         self.troubles.lock().remove(&node);
     }
 
-    /// A node has connected to us, so it lives: no need to wait before connecting to it.
-    fn heard_of(&self, node: NodeId) {
-        if let Some(link) = self.links.lock().get(&node) {
-            link.wake();
-        }
+    /// The link to a node; begins to connect with the first call.
+    fn link(self: &Arc<Self>, to: NodeId) -> Arc<Link> {
+        let mut links = self.links.lock();
+        Arc::clone(links.entry(to).or_insert_with(|| Link::start(to, Arc::clone(self))))
+    }
+
+    /// A node has connected to us, so it lives: connect to it too, without a pause.
+    fn heard_of(self: &Arc<Self>, node: NodeId) {
+        self.link(node).wake();
     }
 }
 
@@ -110,8 +114,7 @@ impl Transport {
 
     /// The link to a node; begins to connect with the first call.
     pub fn link(&self, to: NodeId) -> Arc<Link> {
-        let mut links = self.shared.links.lock();
-        Arc::clone(links.entry(to).or_insert_with(|| Link::start(to, Arc::clone(&self.shared))))
+        self.shared.link(to)
     }
 
     /// Whether a connection to the node stands.

@@ -108,7 +108,7 @@ fn moved_to_proto(moved: &Moved) -> v1::Moved {
 /// A hint is only a hint: a part of it that makes no sense is left out.
 fn moved_from_proto(moved: v1::Moved) -> Moved {
     let leader = (moved.leader_node != 0 && !moved.leader_grpc_addr.is_empty())
-        .then(|| LeaderHint { node: NodeId(moved.leader_node), grpc_addr: moved.leader_grpc_addr });
+        .then_some(LeaderHint { node: NodeId(moved.leader_node), grpc_addr: moved.leader_grpc_addr });
     Moved { shard: moved.shard.and_then(|shard| descriptor_from_proto(shard).ok()), leader }
 }
 
