@@ -1,0 +1,5 @@
+//! Tests of clusters of real processes: killed, paused, cut off, started again. They run one after another,
+//! since each needs the machine for itself.
+
+mod crash;
+mod support;
