@@ -2,4 +2,5 @@
 //! since each needs the machine for itself.
 
 mod crash;
+mod ledger;
 mod support;
