@@ -376,6 +376,11 @@ async fn verify(cluster: &Cluster, world: &World) {
         rows.iter().map(|row| (row.key.clone(), row.record.value.clone())).collect();
     let versions: BTreeMap<&[u8], u64> = rows.iter().map(|row| (&row.key[..], row.record.version)).collect();
     cluster.wait_equal().await;
+    for status in cluster.statuses().await {
+        for replica in status.expect("every node answers").replicas {
+            assert_eq!(replica.fault, "", "a replica stopped: {replica:?}");
+        }
+    }
     let mut views = vec![read];
     for at in 0..NODES {
         views.push(cluster.replica_rows(at).await);
