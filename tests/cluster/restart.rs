@@ -158,7 +158,7 @@ async fn a_single_node_keeps_its_data_and_is_the_embedded_store() {
     assert_eq!(client.get("embedded").await.expect("read").expect("there").value, "1");
     client.put("served", "2").await.expect("written");
     let twice = Embedded::open(&node.data).await.err().expect("another process has it open");
-    assert_eq!(twice.kind, ErrorKind::Denied, "{twice}");
+    assert_eq!(twice.kind, ErrorKind::Unavailable, "{twice}");
     assert_clean(node.terminate().await);
 
     let store = Embedded::open(&node.data).await.expect("opened");

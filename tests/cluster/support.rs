@@ -226,6 +226,15 @@ pub struct Cluster {
     _turn: SemaphorePermit<'static>,
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("---- data and logs stay in {}", self.dir.path().display());
+        }
+    }
+}
+
 impl Cluster {
     /// Starts `nodes` processes, makes a cluster of `shards` shards of them, and waits until it serves.
     pub async fn start(nodes: usize, shards: u32) -> Self {
