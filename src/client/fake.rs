@@ -495,8 +495,13 @@ impl FakeNode {
                     }
                 }
             }
-            if !served.is_empty() && replies.send(Ok(v1::SessionReplies { replies: served })).await.is_err() {
-                return;
+            // Replies to one message may be too large for one message.
+            while !served.is_empty() {
+                let rest = served.split_off(served.len().min(8));
+                let together = std::mem::replace(&mut served, rest);
+                if replies.send(Ok(v1::SessionReplies { replies: together })).await.is_err() {
+                    return;
+                }
             }
             if cut {
                 // The receiver may be gone, which is a cut too.

@@ -33,6 +33,7 @@ mod seen;
 mod session;
 mod typed;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,6 +161,15 @@ impl Client {
             (node, status)
         });
         Ok(futures::future::join_all(asked).await)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("cluster", &self.cluster_id())
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
     }
 }
 

@@ -43,8 +43,11 @@ impl Seen {
         }
     }
 
-    /// A timestamp that the oracle handed out just now.
+    /// A timestamp that the oracle handed out just now; 0 is none.
     pub(super) fn note_fresh(&self, ts: u64) {
+        if ts == 0 {
+            return;
+        }
         self.note(ts);
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.fresh_ms.fetch_max(now + 1, Ordering::Relaxed);
@@ -92,6 +95,7 @@ mod tests {
     #[test]
     fn ids_hold_the_newest_timestamp_and_never_repeat() {
         let seen = Seen::default();
+        seen.note_fresh(0);
         assert!(seen.is_stale());
         seen.note_fresh(7);
         seen.note(5);

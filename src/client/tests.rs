@@ -188,7 +188,7 @@ async fn nodes_that_are_gone_are_unavailable() {
     let dead = listener.local_addr().expect("bound").to_string();
     drop(listener);
     let error =
-        Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.err().expect("dead");
+        Client::builder().endpoints([dead.clone()]).deadline(SHORT).connect().await.expect_err("dead");
     assert_eq!(error.kind, ErrorKind::Unavailable);
     cluster.world.lock().addrs.values_mut().for_each(|addr| addr.clone_from(&dead));
     client.map().await.expect("the endpoint still answers");
@@ -437,7 +437,7 @@ async fn bad_input_is_refused_before_anything_is_sent() {
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
     }
     assert!(cluster.world.lock().requests.is_empty());
-    let none = Client::connect(Vec::<String>::new()).await.err().expect("no endpoints");
+    let none = Client::connect(Vec::<String>::new()).await.expect_err("no endpoints");
     assert_eq!(none.kind, ErrorKind::Invalid);
 }
 
@@ -454,10 +454,42 @@ async fn a_large_batch_and_large_values_pass() {
 }
 
 #[tokio::test]
+async fn many_large_values_travel_at_once() {
+    let cluster = FakeCluster::start().await;
+    let client = cluster.client().await;
+    let value = Bytes::from(vec![7; limits::MAX_VALUE_BYTES]);
+    let puts = join_all((0..60).map(|n| client.put(format!("b{n}"), value.clone()))).await;
+    assert!(puts.iter().all(Result::is_ok));
+    for got in join_all((0..60).map(|n| client.get(format!("b{n}")))).await {
+        assert_eq!(got.expect("get").expect("there").value, value);
+    }
+    assert_eq!(cluster.world.lock().sessions, 1, "no message was too large for the stream");
+}
+
+#[tokio::test]
+async fn calls_that_are_given_up_leave_nothing_behind() {
+    let cluster = FakeCluster::start().await;
+    let client = cluster.client().await;
+    cluster.order(1, [Fault::Swallow; 20]);
+    for _ in 0..20 {
+        let mut put = Box::pin(client.put("a", "1"));
+        // Under way: the fake has it and will not answer.
+        let before = cluster.world.lock().messages;
+        while cluster.world.lock().messages == before {
+            assert!(futures::poll!(&mut put).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(put);
+    }
+    client.put("a", "2").await.expect("the stream goes on");
+    assert_eq!(cluster.world.lock().sessions, 1);
+}
+
+#[tokio::test]
 async fn another_cluster_is_denied() {
     let cluster = FakeCluster::start().await;
     let builder = Client::builder().endpoints([cluster.addr(1)]).cluster_id(ClusterId(7)).deadline(SHORT);
-    assert_eq!(builder.connect().await.err().expect("another cluster").kind, ErrorKind::Denied);
+    assert_eq!(builder.connect().await.expect_err("another cluster").kind, ErrorKind::Denied);
     let builder = Client::builder().endpoints([cluster.addr(1)]).cluster_id(CLUSTER.parse().expect("an id"));
     builder.connect().await.expect("the cluster that is meant");
 }
