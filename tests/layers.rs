@@ -186,12 +186,38 @@ fn reexports(lib: &str) -> Reexports {
     found
 }
 
-/// Everything that is wrong with one file of `src/`; `path` is relative to the project.
-fn violations(path: &str, source: &str, floors: &Floors, reexports: &Reexports) -> Vec<String> {
+/// The module of a file of `src/`, as a list of names below the crate's root.
+fn module_of(path: &str) -> Vec<String> {
+    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    path.split('/').filter(|part| *part != "mod").map(str::to_owned).collect()
+}
+
+/// The modules in files of their own that a file declares for tests only: `#[cfg(test)] mod testing;`.
+fn test_modules(path: &str, source: &str) -> Vec<Vec<String>> {
+    let Ok(file) = syn::parse_file(source) else { return Vec::new() };
+    let mut found = Vec::new();
+    for item in file.items {
+        if let syn::Item::Mod(item) = item
+            && item.content.is_none()
+            && is_test(&item.attrs)
+        {
+            found.push([module_of(path), vec![item.ident.to_string()]].concat());
+        }
+    }
+    found
+}
+
+/// Everything that is wrong with one file of `src/`; `path` is relative to the project. In a file for tests only,
+/// imports are free.
+fn violations(
+    path: &str,
+    source: &str,
+    floors: &Floors,
+    reexports: &Reexports,
+    test_modules: &[Vec<String>],
+) -> Vec<String> {
     let mut wrong = file_violations(path, source);
-    let mut module: Vec<String> =
-        path.trim_start_matches("src/").trim_end_matches(".rs").split('/').map(str::to_owned).collect();
-    module.retain(|part| part != "mod");
+    let module = module_of(path);
     let own = module[0].clone();
     if own == "lib" || own == "main" {
         return wrong;
@@ -200,7 +226,8 @@ fn violations(path: &str, source: &str, floors: &Floors, reexports: &Reexports) 
         Ok(file) => file,
         Err(error) => return vec![format!("{path} is not Rust: {error}")],
     };
-    let mut paths = Paths { module, ..Paths::default() };
+    let in_tests = test_modules.iter().any(|tests| module.starts_with(tests));
+    let mut paths = Paths { module, in_tests, ..Paths::default() };
     paths.visit_file(&file);
 
     let Some(own_row) = floors.0.get(&own) else {
@@ -285,9 +312,15 @@ fn the_sources_keep_the_rules() {
     let mut files = Vec::new();
     rust_files(&root().join("src"), &mut files);
     assert!(files.len() > 20, "the sources were not found: {files:?}");
-    for file in &files {
-        let path = file.strip_prefix(root()).expect("below the project").to_string_lossy().into_owned();
-        wrong.extend(violations(&path, &read(file), &floors, &reexports));
+    let sources: Vec<(String, String)> = files
+        .iter()
+        .map(|file| {
+            (file.strip_prefix(root()).expect("below the project").to_string_lossy().into_owned(), read(file))
+        })
+        .collect();
+    let test_modules: Vec<_> = sources.iter().flat_map(|(path, source)| test_modules(path, source)).collect();
+    for (path, source) in &sources {
+        wrong.extend(violations(path, source, &floors, &reexports, &test_modules));
     }
     for directory in ["tests", "examples", "benches"] {
         let mut files = Vec::new();
@@ -319,7 +352,8 @@ fn judged(path: &str, source: &str) -> String {
          | 6 | `node/` | x | |",
     );
     let reexports = reexports("pub use types::{Error, Result};\npub use node::Embedded;");
-    violations(path, &format!("//! A file.\n{source}"), &floors, &reexports).join("\n")
+    let tests = test_modules("src/shard/mod.rs", "#[cfg(test)]\nmod testing;\nmod apply;");
+    violations(path, &format!("//! A file.\n{source}"), &floors, &reexports, &tests).join("\n")
 }
 
 #[test]
@@ -327,6 +361,7 @@ fn downward_imports_pass() {
     let source = "use crate::engine::View;\nuse crate::{Error, types::Key};\nuse super::state;\nuse std::time::Duration;\n\
                   #[cfg(test)]\nmod tests { use crate::node::Node; use super::super::x; }";
     assert_eq!(judged("src/shard/apply.rs", source), "");
+    assert_eq!(judged("src/shard/testing.rs", "use std::fs; use crate::node::Node;"), "");
 }
 
 #[test]

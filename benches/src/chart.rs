@@ -32,7 +32,13 @@ pub fn svg(results: &Results) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
     );
-    text(&mut out, WIDTH / 2.0, 20.0, "middle", "Operations a second (logarithmic), 256-byte values, three nodes on one machine");
+    text(
+        &mut out,
+        WIDTH / 2.0,
+        20.0,
+        "middle",
+        "Operations a second (logarithmic), 256-byte values, three nodes on one machine",
+    );
     for decade in 0..=decades as u32 {
         let y = HEIGHT - BOTTOM - f64::from(decade) / decades * plot_height;
         line(&mut out, y);
@@ -76,7 +82,8 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
 
 fn line(out: &mut String, y: f64) {
     let right = WIDTH - 20.0;
-    let _ = writeln!(out, "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>");
+    let _ =
+        writeln!(out, "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>");
 }
 
 fn bar(out: &mut String, (x, y): (f64, f64), (width, height): (f64, f64), colour: &str) {

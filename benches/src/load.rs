@@ -68,7 +68,7 @@ fn value(random: &mut SmallRng) -> Bytes {
 
 /// Writes every key once.
 pub async fn write_all_keys(system: &System) -> Result<()> {
-    let mut clients = JoinSet::new();
+    let mut clients: JoinSet<Result<()>> = JoinSet::new();
     for client in 0..LOADING_CLIENTS {
         let system = system.clone();
         clients.spawn(async move {
@@ -76,7 +76,7 @@ pub async fn write_all_keys(system: &System) -> Result<()> {
             for number in (client..KEYS).step_by(LOADING_CLIENTS as usize) {
                 system.put(client as usize, key(number), value(&mut random)).await?;
             }
-            Result::Ok(())
+            Ok(())
         });
     }
     while let Some(joined) = clients.join_next().await {

@@ -53,8 +53,7 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     std::fs::create_dir_all(&args.out)?;
-    let (rounds, length) =
-        if args.quick { (1, Duration::from_secs(2)) } else { (3, Duration::from_secs(4)) };
+    let (rounds, length) = if args.quick { (1, Duration::from_secs(2)) } else { (3, Duration::from_secs(4)) };
     let dir = tempfile::Builder::new().prefix("kvorum-bench-").tempdir()?;
     eprintln!("starting three nodes of kvorum and of etcd in {}", dir.path().display());
     let kvorum_servers = Servers::kvorum(&args.kvorum, &dir.path().join("kvorum")).await?;

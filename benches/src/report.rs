@@ -101,7 +101,16 @@ impl Results {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN).set_header([
-            "op", "clients", "system", "ops/s", "rounds", "p50 us", "p95 us", "p99 us", "CPU us/op", "errors",
+            "op",
+            "clients",
+            "system",
+            "ops/s",
+            "rounds",
+            "p50 us",
+            "p95 us",
+            "p99 us",
+            "CPU us/op",
+            "errors",
         ]);
         for (operation, clients, system, cell) in self.cells() {
             let (least, most) = cell.spread();

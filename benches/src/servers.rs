@@ -91,9 +91,9 @@ impl Servers {
             started.push(child);
         }
         let pids = started.iter().filter_map(Child::id).collect();
-        tokio::time::timeout(START_PATIENCE, wait_for_leader(clients)).await.map_err(|_| {
-            format!("etcd has no leader after {START_PATIENCE:?}; see {}", dir.display())
-        })?;
+        tokio::time::timeout(START_PATIENCE, wait_for_leader(clients))
+            .await
+            .map_err(|_| format!("etcd has no leader after {START_PATIENCE:?}; see {}", dir.display()))?;
         Ok(Self { endpoints: clients.to_vec(), version, pids, started })
     }
 
@@ -130,7 +130,8 @@ impl Servers {
     /// Stops what was started here, with SIGTERM.
     pub async fn stop(mut self) -> Result<()> {
         for child in &self.started {
-            let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+            let pid =
+                child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
             if let Some(pid) = pid {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
             }

@@ -59,9 +59,7 @@ enum RunState {
         since: Instant,
     },
     /// Dead, to be started again at this time; `None` is never.
-    Dead {
-        again_at: Option<Instant>,
-    },
+    Dead { again_at: Option<Instant> },
 }
 
 enum Event {

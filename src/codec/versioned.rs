@@ -9,6 +9,10 @@ pub const FORMAT_VERSION: u8 = 1;
 
 const CONFIG: bincode::config::Configuration = bincode::config::standard();
 
+/// The most bytes that one value may claim to take. Lengths stand in front of what they count, and memory
+/// is taken for them before it is known whether so much follows.
+const MAX_DECODED_BYTES: usize = 64 * 1024 * 1024;
+
 /// Encodes a value behind the format version.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(64);
@@ -55,7 +59,7 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<(T
              start a build at least as new as the one that wrote it"
         )));
     }
-    match bincode::serde::decode_from_slice(body, CONFIG) {
+    match bincode::serde::decode_from_slice(body, CONFIG.with_limit::<MAX_DECODED_BYTES>()) {
         Ok((value, used)) => Ok((value, used + 1)),
         Err(error) => Err(Error::corrupt(format!("{what} can't be decoded: {error}"))),
     }
@@ -76,5 +80,8 @@ mod tests {
             assert!(decode::<(u64, String)>(&bytes[..cut], "pair").is_err(), "cut at {cut}");
         }
         assert!(decode::<(u64, String)>(&[bytes, vec![0]].concat(), "pair").is_err());
+        // A length of 2^63 - 1, and nothing behind it.
+        let huge = [&[FORMAT_VERSION, 253][..], &(u64::MAX >> 1).to_le_bytes()].concat();
+        assert!(decode::<bytes::Bytes>(&huge, "bytes").is_err());
     }
 }

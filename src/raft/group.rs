@@ -23,6 +23,10 @@ use crate::types::{Error, LeaderHint, Moved, NodeId, Result, ShardId};
 /// A target that is behind by no more than so many entries has caught up enough to be handed the
 /// leadership.
 const TRANSFER_LAG_ENTRIES: u64 = 1000;
+/// A new group that has no leader yet elects again after this, then after twice this, and so on.
+const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(100);
+/// How long a read waits at most for what is committed to be applied.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a snapshot that is only noted may take before the log is cut.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -174,7 +178,7 @@ impl Group {
     pub async fn ensure_leader(&self) -> Result<ReadPoint> {
         let point = self.read_point().await?;
         if self.applied_index() < point.index {
-            self.wait_applied(point.index, self.env.timing.election_max).await?;
+            self.wait_applied(point.index, READ_TIMEOUT).await?;
         }
         Ok(point)
     }
@@ -290,6 +294,32 @@ impl Group {
         core.raft.trigger().elect(ask_first).await.map_err(|error| self.stopped(error))
     }
 
+    /// Stands for election in a group that was just created, again and again until somebody leads: the
+    /// other replicas may be created a moment later, and until then they don't vote.
+    pub(super) async fn stand_first(self: Arc<Self>) {
+        let mut leadership = self.watch_leadership();
+        let led = leadership.wait_for(|leadership| match leadership {
+            Leadership::Leading(_) | Leadership::Following { leader: Some(_) } => true,
+            Leadership::Following { leader: None } => false,
+            Leadership::Stopped { .. } => true,
+        });
+        let standing = async {
+            for attempt in 1.. {
+                if let Err(error) = self.stand(false).await {
+                    tracing::warn!(shard = %self.shard, error = %error.message, "can't stand for election");
+                    return;
+                }
+                tokio::time::sleep(FIRST_ELECTION_PAUSE * attempt).await;
+            }
+        };
+        tokio::select! {
+            // Ends with an error only when the group is gone.
+            _ = led => {}
+            () = standing => {}
+            () = self.env.closing.cancelled() => {}
+        }
+    }
+
     fn stopped(&self, error: impl std::fmt::Display) -> Error {
         Error::unavailable(format!("shard {} on node {} does not run: {error}", self.shard, self.env.own))
     }
@@ -340,17 +370,35 @@ impl Group {
     /// own: as long as it may be under way, no read may trust the lease, whoever has given up waiting.
     async fn let_go(self: Arc<Self>, core: Arc<Core>, to: NodeId) -> Result<()> {
         self.transfers.fetch_add(1, Ordering::SeqCst);
-        let mut result = core.raft.trigger().transfer_leader(to).await;
-        while result.is_ok() {
-            // Asked in the core, behind the transfer, so that it can't be a picture from before.
-            match core.raft.with_raft_state(|state| state.server_state.is_leader()).await {
-                Ok(true) => tokio::time::sleep(self.env.timing.heartbeat / 10).await,
-                Ok(false) => break,
-                Err(error) => result = Err(error),
-            }
-        }
+        let result = self.hand_over(&core, to).await;
         self.transfers.fetch_sub(1, Ordering::SeqCst);
         result.map_err(|error| self.stopped(error))
+    }
+
+    async fn hand_over(
+        &self,
+        core: &Core,
+        to: NodeId,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        core.raft.trigger().transfer_leader(to).await?;
+        let released_at = loop {
+            // Asked in the core, behind the transfer, so that it can't be a picture from before.
+            let (leads, vote) = core
+                .raft
+                .with_raft_state(|state| (state.server_state.is_leader(), *state.vote_ref()))
+                .await?;
+            if !leads {
+                break vote;
+            }
+            tokio::time::sleep(self.env.timing.heartbeat / 10).await;
+        };
+        // The published picture, which reads trust, may be older than what the core has said.
+        let mut metrics = core.metrics.clone();
+        let caught_up = metrics.wait_until(|metrics| {
+            metrics.vote > released_at || (metrics.vote == released_at && !metrics.state.is_leader())
+        });
+        caught_up.await?;
+        Ok(())
     }
 
     /// Cuts the log up to and with `index`, or what was applied if that is less. A replica that still

@@ -121,7 +121,7 @@ impl Host {
 
     /// Creates this node's replica of a new shard, unless it is there already, and starts it. On the node
     /// that comes first in the descriptor the replica stands for election at once, if it has just been
-    /// created. Every node of the descriptor must be told the same.
+    /// created, and again until somebody leads. Every node of the descriptor must be told the same.
     ///
     /// # Errors
     ///
@@ -145,7 +145,7 @@ impl Host {
             })??;
         let group = self.open(shard).await?;
         if created && is_first {
-            group.stand(false).await?;
+            tokio::spawn(Arc::clone(&group).stand_first());
         }
         Ok(group)
     }
@@ -204,8 +204,13 @@ impl Host {
     }
 
     /// Serves rpc `Channel` of the node service: waits for the other side's Hello, answers it, and then
-    /// serves its frames for as long as the connection lasts. The service must accept messages of
-    /// [`MAX_MESSAGE_BYTES`](super::MAX_MESSAGE_BYTES).
+    /// serves its frames for as long as the connection lasts.
+    ///
+    /// The service must accept messages of [`MAX_MESSAGE_BYTES`](super::MAX_MESSAGE_BYTES); its server
+    /// must set `TCP_NODELAY` on what it accepts (else every answer waits for an acknowledgement: ten
+    /// milliseconds and more a write), should give streams a window of
+    /// [`STREAM_WINDOW_BYTES`](super::STREAM_WINDOW_BYTES), and should ping silent connections, so that
+    /// those of nodes that vanished end.
     ///
     /// # Errors
     ///

@@ -34,7 +34,7 @@ use crate::types::{NodeId, ShardId};
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// An append is answered after the follower's disk has synced it, so a stream is given up only after
 /// this many times the soft limit without any answer.
-const STALL_FACTOR: u32 = 4;
+const STALL_FACTOR: u32 = 8;
 
 /// Makes the senders of one group.
 pub(super) struct NetworkFactory {

@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::frame::{Kind, reply};
 use super::hello::refusal;
 use super::outbox::{Lane, Messages, Outbox, outbox};
-use super::{APPEND_WINDOW, Shared};
+use super::{APPEND_WINDOW, Shared, Side};
 use crate::rpc::internal::v1::{Frame, Frames};
 use crate::types::{Error, NodeId};
 
@@ -91,7 +91,7 @@ pub async fn accept(
         Status::invalid_argument("the first message of a connection must be a Hello")
     })?;
     let from = shared.identity.check(&hello, &shared.peers).map_err(|error| {
-        if shared.note_trouble(NodeId(hello.from_node), &error.message) {
+        if shared.note_trouble(Side::Them, NodeId(hello.from_node), &error.message) {
             tracing::error!(from = hello.from_node, error = %error.message, "refused a connection");
         }
         refusal(&error)
@@ -99,6 +99,7 @@ pub async fn accept(
     if shared.faults.is_cut(from) {
         return Err(Status::unavailable("the way is cut by a test"));
     }
+    shared.note_no_trouble(Side::Them, from);
     shared.heard_of(from);
     let (outbox, messages) = outbox();
     let reader = Reader {

@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::connection::{CallError, Connection};
 use super::outbox::{Messages, outbox};
-use super::{MAX_MESSAGE_BYTES, Shared};
+use super::{MAX_MESSAGE_BYTES, Shared, Side};
 use crate::rpc::internal::v1::Frames;
 use crate::rpc::internal::v1::node_client::NodeClient;
 use crate::types::{Error, NodeId, Result};
@@ -123,7 +123,7 @@ impl Driver {
     /// Notes why there is no connection. The log gets each reason once, not every attempt.
     fn down(&self, reason: &Error) {
         let to = self.link.to;
-        if self.shared.note_trouble(to, &reason.message) {
+        if self.shared.note_trouble(Side::Us, to, &reason.message) {
             tracing::warn!(%to, error = %reason.message, "no connection to node");
         }
         self.link.state.send_replace(State::Down(reason.message.as_str().into()));
@@ -141,7 +141,7 @@ impl Driver {
         let (outbox, messages) = outbox();
         let hello = Frames { hello: Some(self.shared.identity.hello(to)), frames: Vec::new() };
         let requests = self.requests(hello, messages);
-        let status_error = |status: tonic::Status| Error::unavailable(format!("{}", status.message()));
+        let status_error = |status: tonic::Status| Error::unavailable(status.message());
         let mut replies = client.channel(requests).await.map_err(status_error)?.into_inner();
         let first = replies.message().await.map_err(status_error)?;
         let hello = first.and_then(|frames| frames.hello).ok_or_else(|| {
@@ -170,7 +170,7 @@ impl Driver {
     async fn serve(&self, established: Established, closing: &CancellationToken) -> Error {
         let Established { connection, mut replies } = established;
         let to = self.link.to;
-        self.shared.note_no_trouble(to);
+        self.shared.note_no_trouble(Side::Us, to);
         tracing::info!(%to, "connected to node");
         self.link.state.send_replace(State::Up(Arc::clone(&connection)));
         let reason = loop {

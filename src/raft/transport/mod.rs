@@ -42,6 +42,13 @@ pub const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// The most requests of one append stream that are sent and not answered.
 pub(super) const APPEND_WINDOW: usize = 64;
 
+/// Who began a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    Us,
+    Them,
+}
+
 /// What all connections of a node share.
 pub(super) struct Shared {
     identity: Identity,
@@ -50,23 +57,23 @@ pub(super) struct Shared {
     faults: Arc<Faults>,
     closing: CancellationToken,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
-    /// The last trouble with each node that was logged.
-    troubles: Mutex<HashMap<NodeId, String>>,
+    /// The last trouble with each node that was logged, by who began the connection.
+    troubles: Mutex<HashMap<(Side, NodeId), String>>,
 }
 
 impl Shared {
     /// Notes a trouble with a node; whether it is another one than last time, and so worth a line.
-    fn note_trouble(&self, node: NodeId, trouble: &str) -> bool {
+    fn note_trouble(&self, side: Side, node: NodeId, trouble: &str) -> bool {
         let mut troubles = self.troubles.lock();
         // Only nodes that are known and a few strangers: what comes from outside must not fill memory.
-        if troubles.len() > 1000 && !troubles.contains_key(&node) {
+        if troubles.len() > 1000 && !troubles.contains_key(&(side, node)) {
             return false;
         }
-        troubles.insert(node, trouble.to_string()).is_none_or(|before| before != trouble)
+        troubles.insert((side, node), trouble.to_string()).is_none_or(|before| before != trouble)
     }
 
-    fn note_no_trouble(&self, node: NodeId) {
-        self.troubles.lock().remove(&node);
+    fn note_no_trouble(&self, side: Side, node: NodeId) {
+        self.troubles.lock().remove(&(side, node));
     }
 
     /// The link to a node; begins to connect with the first call.

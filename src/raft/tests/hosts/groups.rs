@@ -115,3 +115,43 @@ async fn the_log_is_kept_short_by_entries_by_bytes_and_by_age() {
         cluster.stop().await;
     }
 }
+
+/// Not a test of anything: prints how fast three hosts on RocksDB apply small entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints a measurement"]
+async fn measure_submits() {
+    use crate::engine::{RocksEngine, RocksOptions};
+    let directory = tempfile::tempdir().expect("a directory");
+    let rocks = |id: u64| {
+        let path = directory.path().join(id.to_string());
+        Arc::new(RocksEngine::open(&path, &RocksOptions::default()).expect("opens")) as SharedEngine
+    };
+    let on_rocks = (1..=3).map(|id| (node(id), rocks(id))).collect();
+    measure("RocksDB", Cluster::on(on_rocks, Timing::default()).await).await;
+    measure("memory", Cluster::start(3, Timing::default()).await).await;
+}
+
+async fn measure(what: &str, cluster: Cluster) {
+    cluster.create_group().await;
+    let (group, token) = cluster.leader(None).await;
+    let mut timestamp = 1;
+    for in_flight in [1, 16, 256] {
+        let started = std::time::Instant::now();
+        let mut entries = 0;
+        while started.elapsed() < Duration::from_secs(4) {
+            submit_all(&group, token, timestamp..timestamp + in_flight).await;
+            timestamp += in_flight;
+            entries += in_flight;
+        }
+        let per_second = entries as f64 / started.elapsed().as_secs_f64();
+        let mut reads = 0;
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_secs(1) {
+            group.ensure_leader().await.expect("leads");
+            reads += 1;
+        }
+        println!("{what}, {in_flight} in flight: {per_second:.0} entries/s; {reads} lease checks/s");
+    }
+    cluster.converge().await;
+    cluster.stop().await;
+}

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::codec;
@@ -190,9 +190,11 @@ async fn serve(host: Arc<Host>, listener: TcpListener, ends: CancellationToken) 
     let service = NodeServer::new(Service(host))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    // Without it, small answers wait for the other side's acknowledgements.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), ends.cancelled())
+        .serve_with_incoming_shutdown(incoming, ends.cancelled())
         .await
         .expect("serves");
 }

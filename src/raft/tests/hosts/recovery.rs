@@ -186,8 +186,16 @@ async fn ask_vote(
     kind: Kind,
     request: &VoteRequest<crate::raft::TypeConfig>,
 ) -> Result<Bytes, CallError> {
-    eventually("a connection", async || cluster.host(from).is_connected(to)).await;
     let body = Bytes::from(codec::encode(request));
     let transport = &cluster.group(from).env().transport.clone();
-    transport.call(to, kind, SHARD.0, body, Duration::from_secs(20)).await
+    let mut answer = None;
+    // The connection may still be the one from before the restart.
+    eventually("an answer", async || {
+        let asked = transport.call(to, kind, SHARD.0, body.clone(), Duration::from_secs(20)).await;
+        let answered = !matches!(asked, Err(CallError::Unreachable { .. }));
+        answer = Some(asked);
+        answered
+    })
+    .await;
+    answer.expect("answered")
 }
