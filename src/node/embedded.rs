@@ -38,8 +38,8 @@ impl Embedded {
     ///
     /// # Errors
     ///
-    /// `Corrupt` where the data directory is damaged or of an unknown format, `Denied` where another process
-    /// has it open, `Unavailable` where it does not serve in time.
+    /// `Corrupt` where the data directory is damaged or of an unknown format, `Unavailable` where another
+    /// process has it open or it does not serve in time.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let config = NodeConfig::new(path.as_ref());
         let core = server::open(config, ADDR.to_string()).await?;

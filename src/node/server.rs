@@ -45,8 +45,8 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// `Corrupt` where the data directory is damaged, half removed or of an unknown format; `Denied` where
-    /// another process has it open; `Invalid` for a bad address; `Unavailable` where the port is taken.
+    /// `Corrupt` where the data directory is damaged, half removed or of an unknown format; `Invalid` for a
+    /// bad address; `Unavailable` where another process has the directory open or the port is taken.
     pub async fn start(config: NodeConfig) -> Result<Self> {
         let listener =
             TcpListener::bind(&config.listen).await.map_err(|error| listen_error(&config.listen, &error))?;

@@ -9,7 +9,6 @@ use futures::FutureExt;
 use openraft::StorageHelper;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
-use openraft::type_config::alias::VoteOf;
 use proptest::prelude::*;
 
 use super::cut_engine::{CutEngine, acknowledged, rebuild};

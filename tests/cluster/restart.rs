@@ -1,0 +1,204 @@
+//! Nodes that end and start again: moved, wiped, with strange or newer data; and a node on its own.
+
+use std::fs;
+use std::process::ExitStatus;
+
+use kvorum::{Embedded, ErrorKind};
+use tempfile::tempdir;
+
+use crate::support::{Cluster, Process, client_of, eventually, turn};
+
+/// Waits until a node's log says this.
+async fn wait_log(node: &Process, wanted: &str) {
+    eventually(&format!("the log says {wanted:?}"), async || {
+        if node.log().contains(wanted) { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+}
+
+fn assert_clean(exit: ExitStatus) {
+    assert_eq!(exit.code(), Some(0), "SIGTERM ends a node well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_at_a_new_address_is_found() {
+    let mut cluster = Cluster::start(3, 4).await;
+    let client = cluster.client().await;
+    client.put("key", "1").await.expect("written");
+    assert_clean(cluster.terminate(1).await);
+    client.put("key", "2").await.expect("written by two of three");
+
+    let moved = Process::new(cluster.dir.path(), "unused");
+    let old = std::mem::replace(&mut cluster.nodes[1].grpc, moved.grpc.clone());
+    cluster.nodes[1].http.clone_from(&moved.http);
+    cluster.restart(1);
+    cluster.wait_serving().await;
+    cluster.wait_equal().await;
+    assert_eq!(cluster.replica_rows(1).await.get(&b"key"[..]).expect("there"), "2");
+
+    // The others need it from here on.
+    cluster.kill(2);
+    client.put("key", "3").await.expect("written with the node that moved");
+    let nodes = eventually("the map has the new address", async || {
+        let nodes = client.map().await.map_err(|error| error.to_string())?.nodes;
+        if nodes.iter().any(|node| node.id == 2 && node.grpc_addr == moved.grpc) {
+            Ok(nodes)
+        } else {
+            Err(format!("{nodes:?}"))
+        }
+    })
+    .await;
+    assert!(nodes.iter().all(|node| node.grpc_addr != old), "the old address is forgotten: {nodes:?}");
+    cluster.restart(2);
+    cluster.wait_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_node_is_refused_under_its_old_address_and_joins_under_a_new_one() {
+    let mut cluster = Cluster::start(3, 4).await;
+    let client = cluster.client().await;
+    client.put("key", "1").await.expect("written");
+    cluster.kill(2);
+    fs::remove_dir_all(&cluster.nodes[2].data).expect("wiped");
+    cluster.restart(2);
+    wait_log(&cluster.nodes[2], "a wiped node can't go on under its old id").await;
+    let status = cluster.nodes[2].status().await.expect("it answers");
+    assert_eq!((status.state.as_str(), status.cluster_id.as_str()), ("waiting", ""), "it is no member");
+    client.put("key", "2").await.expect("the others go on");
+
+    // Under an address that nobody had, it is a new node.
+    assert_clean(cluster.terminate(2).await);
+    let fresh = Process::new(cluster.dir.path(), "unused");
+    cluster.nodes[2].grpc.clone_from(&fresh.grpc);
+    cluster.restart(2);
+    cluster.nodes[2].wait_state("serving").await;
+    let status = cluster.nodes[2].status().await.expect("it answers");
+    assert_eq!(status.node.expect("it says who it is").id, 4, "ids are not given twice");
+    assert_eq!(client.get("key").await.expect("read").expect("there").value, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_clusters_data_is_refused() {
+    let mut cluster = Cluster::start(3, 4).await;
+    let client = cluster.client().await;
+    client.put("key", "ours").await.expect("written");
+    // A store of its own, which then comes under the address of one of the cluster's nodes.
+    let mut foreign = Process::new(cluster.dir.path(), "foreign");
+    foreign.start();
+    foreign.wait_state("serving").await;
+    client_of([&foreign.grpc]).await.put("key", "theirs").await.expect("written");
+    assert_clean(foreign.terminate().await);
+    cluster.kill(2);
+    foreign.grpc.clone_from(&cluster.nodes[2].grpc);
+    foreign.join.clone_from(&cluster.nodes[0].join);
+    foreign.start();
+
+    wait_log(&foreign, "nodes of two clusters never mix").await;
+    foreign.wait_state("serving").await;
+    for _ in 0..20 {
+        // The client starts over with each of the addresses, and knows which cluster it means.
+        assert_eq!(client.map().await.expect("the map").cluster_id, client.cluster_id());
+        assert_eq!(client.get("key").await.expect("read").expect("there").value, "ours");
+    }
+    let wanted = client.cluster_id().parse().expect("an id");
+    let other = kvorum::Client::builder().endpoints([&foreign.grpc]).cluster_id(wanted).connect().await;
+    assert_eq!(other.err().expect("another cluster").kind, ErrorKind::Denied);
+    assert_eq!(
+        client_of([&foreign.grpc]).await.get("key").await.expect("read").expect("there").value,
+        "theirs"
+    );
+
+    foreign.kill();
+    cluster.restart(2);
+    cluster.wait_serving().await;
+    client.put("key", "still ours").await.expect("written");
+    cluster.wait_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_an_unknown_format_is_refused_and_left_alone() {
+    let _turn = turn().await;
+    let dir = tempdir().expect("a directory");
+    let mut node = Process::new(dir.path(), "node");
+    node.start();
+    node.wait_state("serving").await;
+    client_of([&node.grpc]).await.put("key", "value").await.expect("written");
+    assert_clean(node.terminate().await);
+
+    let file = node.data.join("node.json");
+    let good = fs::read_to_string(&file).expect("the identity");
+    let newer = good.replace("\"format\": 1", "\"format\": 99");
+    assert_ne!(newer, good, "the identity names its format: {good}");
+    for (bad, why) in [(newer.as_str(), "data format 99"), ("{", "damaged")] {
+        fs::write(&file, bad).expect("written");
+        node.start();
+        let exit = node.exit().await;
+        assert_eq!(exit.code(), Some(i32::from(ErrorKind::Corrupt.exit_code())), "{}", node.log());
+        assert!(node.log().contains(why), "{}", node.log());
+    }
+    fs::write(&file, good).expect("written");
+    node.start();
+    node.wait_state("serving").await;
+    let found = client_of([&node.grpc]).await.get("key").await.expect("read").expect("there");
+    assert_eq!(found.value, "value");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_node_keeps_its_data_and_is_the_embedded_store() {
+    let _turn = turn().await;
+    let dir = tempdir().expect("a directory");
+    let mut node = Process::new(dir.path(), "node");
+    let store = Embedded::open(&node.data).await.expect("opened");
+    store.client().put("embedded", "1").await.expect("written");
+    store.close().await.expect("closed");
+
+    node.start();
+    node.wait_state("serving").await;
+    let client = client_of([&node.grpc]).await;
+    assert_eq!(client.get("embedded").await.expect("read").expect("there").value, "1");
+    client.put("served", "2").await.expect("written");
+    let twice = Embedded::open(&node.data).await.err().expect("another process has it open");
+    assert_eq!(twice.kind, ErrorKind::Unavailable, "{twice}");
+    assert_clean(node.terminate().await);
+
+    let store = Embedded::open(&node.data).await.expect("opened");
+    for (key, value) in [("embedded", "1"), ("served", "2")] {
+        assert_eq!(store.client().get(key).await.expect("read").expect("there").value, value);
+    }
+    // Dropped without being closed, it ends like a crash.
+    store.client().put("embedded", "3").await.expect("written");
+    drop(store);
+    node.start();
+    node.wait_state("serving").await;
+    assert_eq!(client_of([&node.grpc]).await.get("embedded").await.expect("read").expect("there").value, "3");
+    node.kill();
+    node.start();
+    node.wait_state("serving").await;
+    assert_clean(node.terminate().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_are_stopped_under_load_end_well_and_lose_nothing() {
+    let mut cluster = Cluster::start(3, 4).await;
+    let client = cluster.client().await;
+    let written = async {
+        for n in 0..200_u32 {
+            client.put(format!("{}/{n}", n % 10), n.to_string()).await.expect("written");
+        }
+    };
+    let nodes = &mut cluster.nodes;
+    let stopped = async {
+        for node in nodes.iter_mut() {
+            assert_clean(node.terminate().await);
+            node.start();
+            node.wait_state("serving").await;
+        }
+    };
+    tokio::join!(written, stopped);
+    cluster.wait_serving().await;
+    cluster.wait_equal().await;
+    let rows = cluster.replica_rows(0).await;
+    for n in 0..200_u32 {
+        assert_eq!(rows.get(format!("{}/{n}", n % 10).as_bytes()).expect("there"), &n.to_string());
+    }
+}
