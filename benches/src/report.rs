@@ -66,24 +66,19 @@ impl Results {
         measured: &Measured,
         cpu: Duration,
     ) -> Result<()> {
-        let key = (operation, clients, system);
-        if !self.cells.contains_key(&key) {
-            let cell = Cell {
-                latencies: load::histogram()?,
-                errors: 0,
-                took: Duration::ZERO,
-                cpu: Duration::ZERO,
-                per_round: Vec::new(),
-            };
-            self.cells.insert(key, cell);
-        }
-        if let Some(cell) = self.cells.get_mut(&key) {
-            cell.latencies.add(&measured.latencies)?;
-            cell.errors += measured.errors;
-            cell.took += measured.took;
-            cell.cpu += cpu;
-            cell.per_round.push(measured.latencies.len() as f64 / measured.took.as_secs_f64());
-        }
+        let empty = Cell {
+            latencies: load::histogram()?,
+            errors: 0,
+            took: Duration::ZERO,
+            cpu: Duration::ZERO,
+            per_round: Vec::new(),
+        };
+        let cell = self.cells.entry((operation, clients, system)).or_insert(empty);
+        cell.latencies.add(&measured.latencies)?;
+        cell.errors += measured.errors;
+        cell.took += measured.took;
+        cell.cpu += cpu;
+        cell.per_round.push(measured.latencies.len() as f64 / measured.took.as_secs_f64());
         Ok(())
     }
 

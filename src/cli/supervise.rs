@@ -53,7 +53,7 @@ struct Running {
 
 enum RunState {
     Alive {
-        process: Process,
+        process: Box<Process>,
         /// Our end of its standard input: it stops when this closes.
         _lifeline: Option<ChildStdin>,
         since: Instant,
@@ -138,7 +138,7 @@ impl Supervisor {
         self.children[at].entry.pid = process.id().unwrap_or(0);
         // Taken out: waiting for the process would close it, and the node would stop.
         let lifeline = process.stdin.take();
-        Ok(RunState::Alive { process, _lifeline: lifeline, since: Instant::now() })
+        Ok(RunState::Alive { process: Box::new(process), _lifeline: lifeline, since: Instant::now() })
     }
 
     /// Waits until a process changed (true: `cluster.json` is to be written anew) or until `stop` (false).

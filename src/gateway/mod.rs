@@ -7,6 +7,7 @@
 //! | `/metrics` | Prometheus text |
 //! | `/status` | what this node is and does, as JSON |
 
+mod gauges;
 mod status;
 
 use std::future::Future;
@@ -76,6 +77,10 @@ async fn readyz(State(gateway): State<Gateway>) -> Response {
 }
 
 async fn metrics_text(State(gateway): State<Gateway>) -> Response {
+    // While the node starts there is no status, and the other metrics stand alone.
+    if let Ok(status) = gateway.source.status().await {
+        gauges::set(&status);
+    }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (content_type, gateway.metrics.render()).into_response()
 }
