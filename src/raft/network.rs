@@ -133,16 +133,49 @@ impl NetStreamAppend<TypeConfig> for Sender {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
-            let connection = self.link.connection(option.soft_ttl()).await.map_err(unreachable)?;
-            let opening = connection.open_append(self.group.0);
-            let call = tokio::time::timeout(option.soft_ttl(), opening)
-                .await
-                .map_err(|_| unreachable("too much waits to be sent"))?
-                .map_err(unreachable)?;
-            let answers: BoxStream<'s, AppendAnswer> =
-                Box::pin(pipeline(call, input, option.soft_ttl() * STALL_FACTOR));
+            let answers: BoxStream<'s, AppendAnswer> = Box::pin(self.append_when_asked(input, option));
             Ok(answers)
         })
+    }
+}
+
+impl Sender {
+    /// Opens a stream of appends for the first request, and goes on with those that follow.
+    ///
+    /// openraft waits between attempts in the stream of its requests, before the first one. A failure to
+    /// connect must not come before that request was asked for: it would be tried again at once, for as long
+    /// as the other node is down.
+    fn append_when_asked<'s, S>(
+        &'s self,
+        mut input: S,
+        option: RPCOption,
+    ) -> impl Stream<Item = AppendAnswer> + Send + 's
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        async_stream::stream! {
+            let Some(first) = input.next().await else { return };
+            let call = match self.open_append(option.soft_ttl()).await {
+                Ok(call) => call,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
+            let input = futures::stream::iter([first]).chain(input);
+            let mut answers = std::pin::pin!(pipeline(call, input, option.soft_ttl() * STALL_FACTOR));
+            while let Some(answer) = answers.next().await {
+                yield answer;
+            }
+        }
+    }
+
+    async fn open_append(&self, patience: Duration) -> Result<AppendCall, RPCError<TypeConfig>> {
+        let connection = self.link.connection(patience).await.map_err(unreachable)?;
+        tokio::time::timeout(patience, connection.open_append(self.group.0))
+            .await
+            .map_err(|_| unreachable("too much waits to be sent"))?
+            .map_err(unreachable)
     }
 }
 

@@ -2,7 +2,15 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt, StreamExt};
+use openraft::RaftNetworkFactory;
+use openraft::errors::RPCError;
+use openraft::impls::EmptyNode;
+use openraft::network::{NetStreamAppend, RPCOption};
+use openraft::raft::AppendEntriesRequest;
+
 use super::*;
+use crate::raft::network::NetworkFactory;
 use crate::rpc::internal::v1::node_client::NodeClient;
 use crate::rpc::internal::v1::{Frame, Frames, Hello, SnapshotChunk, SnapshotHead};
 use crate::types::{Error, ErrorKind, Result as KvResult};
@@ -47,6 +55,32 @@ async fn calls_reach_other_nodes_and_oneself() {
     cluster.start_node(node(2)).await;
     eventually("a connection again", async || host.is_connected(node(2))).await;
     host.call(node(2), ECHO, Bytes::new(), limit).await.expect("answers again");
+    cluster.stop().await;
+}
+
+/// openraft waits between its attempts in the stream of its requests, so none may fail before that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_down_is_tried_only_once_a_request_is_asked_for() {
+    let cluster = Cluster::start(1, Timing::fast()).await;
+    cluster.create_group().await;
+    let (group, _) = cluster.leader(None).await;
+    let env = group.env();
+    let (transport, courier) = (Arc::clone(&env.transport), Arc::clone(&env.courier));
+    let nobody = node(9);
+    let mut factory = NetworkFactory { transport, courier, group: SHARD, own: node(1) };
+    let mut sender = factory.new_client(nobody, &EmptyNode {}).await;
+    let (requests, input) = tokio::sync::mpsc::unbounded_channel();
+    let input = tokio_stream::wrappers::UnboundedReceiverStream::new(input);
+    let option = RPCOption::new(Duration::from_secs(1));
+    let mut answers = sender.stream_append(input, option).await.expect("nothing was asked for yet");
+    assert!(answers.next().now_or_never().is_none(), "an answer to nothing");
+    let vote = group.core().metrics().vote.clone();
+    let request = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+    assert!(requests.send(request).is_ok(), "the stream is there");
+    let answer = answers.next().await.expect("an answer");
+    assert!(matches!(answer, Err(RPCError::Unreachable(_))), "{answer:?}");
+    assert!(answers.next().await.is_none(), "the stream ends with the first error");
+    drop(answers);
     cluster.stop().await;
 }
 
