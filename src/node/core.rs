@@ -29,6 +29,10 @@ const SESSIONS_KIB: usize = 256 * 1024;
 /// The pause between two rounds over the nodes to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long `close` waits for the last task to let go of the store, and how often it looks.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+const CLOSE_POLL: Duration = Duration::from_millis(2);
+
 /// The parts that every service of a node shares.
 pub struct Core {
     config: NodeConfig,
@@ -406,6 +410,43 @@ impl Core {
     async fn system(&self, member: &Arc<Member>, operation: Operation) -> Result<Outcome> {
         let id = RequestId { seen: member.timestamps().take(1).await?, unique: rand::random() };
         member.execute_system(id, operation).await
+    }
+
+    /// Has everything stop in the background: for who is dropped without being stopped. Without it, the
+    /// groups would run on and hold the store for as long as the runtime lives.
+    pub fn stop_in_background(self: &Arc<Self>) {
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        self.stopping.cancel();
+        // Outside a runtime, or in one that ends, the tasks end with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let core = self.clone();
+            runtime.spawn(async move {
+                if let Err(error) = core.shutdown().await {
+                    tracing::error!(%error, "a store that was dropped did not stop well");
+                }
+            });
+        }
+    }
+
+    /// Stops everything, and waits until the store is closed, so that it can be opened again.
+    pub async fn close(self: Arc<Self>) -> Result<()> {
+        let stopped = self.shutdown().await;
+        let engine = Arc::downgrade(&self.engine);
+        drop(self);
+        let give_up_at = Instant::now() + CLOSE_PATIENCE;
+        // The tasks that used it end one after the other, and nothing tells when the last has.
+        while engine.strong_count() > 0 {
+            if Instant::now() >= give_up_at {
+                return Err(Error::unavailable(format!(
+                    "the store has stopped, but is still in use after {} s",
+                    CLOSE_PATIENCE.as_secs()
+                )));
+            }
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+        stopped
     }
 
     /// Stops everything, and writes what is buffered to disk.

@@ -31,8 +31,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// HTTP/2 streams of one connection at once.
 const MAX_STREAMS: u32 = 1024;
 
-/// A running node. Dropped without [`shutdown`](Node::shutdown), it ends like a crashed one, which loses
-/// nothing acknowledged.
+/// A running node. Dropped without [`shutdown`](Node::shutdown), it stops in the background, and calls are
+/// cut off; nothing acknowledged is lost.
 pub struct Node {
     core: Arc<Core>,
     addr: SocketAddr,
@@ -114,7 +114,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.core.stopping().cancel();
+        self.core.stop_in_background();
         if let Some(server) = &self.server {
             server.abort();
         }
