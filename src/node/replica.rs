@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
 use crate::raft::{Group, Leadership};
+use crate::rpc::validate;
 use crate::shard::{self, Page, PageRequest};
 use crate::types::{
     Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp,
@@ -53,7 +54,8 @@ impl Replica {
         shard::get_latest(&*self.group.engine().view(), key)
     }
 
-    /// Versions of keys as of `at`. The caller made sure that `at` is not in the future.
+    /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. `Invalid` where they come
+    /// to more bytes than one reply may have.
     pub async fn get_at(
         &self,
         keys: &[Bytes],
@@ -64,7 +66,14 @@ impl Replica {
         self.serve(wait, deadline).await?;
         keys.iter().try_for_each(|key| self.check_holds(key))?;
         let view = self.group.engine().view();
-        keys.iter().map(|key| shard::get_at(&*view, key, at)).collect()
+        let mut read_bytes = 0;
+        let read = keys.iter().map(|key| {
+            let record = shard::get_at(&*view, key, at)?;
+            read_bytes += key.len() + record.as_ref().map_or(0, |record| record.value.len());
+            validate::read_bytes(read_bytes)?;
+            Ok(record)
+        });
+        read.collect()
     }
 
     /// One page of rows as of `request.at`. The caller made sure that it is not in the future.
