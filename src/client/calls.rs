@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use super::batch::{Batch, BatchOutcome};
@@ -15,6 +15,9 @@ use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1, validate};
 use crate::types::{Error, Expect, Outcome, Record, Result, ShardId, Timestamp};
+
+/// How many shards a `get_many` reads at once.
+const SHARDS_AT_A_TIME: usize = 16;
 
 /// What came of a put.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,11 +133,16 @@ impl Client {
     }
 
     /// Reads several keys at one timestamp, over any number of shards, taken after the call began.
+    ///
+    /// # Errors
+    /// `Invalid` for more than [`limits::MAX_GET_KEYS`](crate::types::limits::MAX_GET_KEYS) keys, or where they come
+    /// to more than [`limits::MAX_GET_BYTES`](crate::types::limits::MAX_GET_BYTES) with their values, however the
+    /// shards are cut: read them in several calls, by [`get_many_at`](Self::get_many_at) at the first one's timestamp.
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Values> {
         self.get_many_as_of(keys, None).await
     }
 
-    /// Reads several keys as of a timestamp.
+    /// Reads several keys as of a timestamp. Limits and errors are those of [`get_many`](Self::get_many).
     pub async fn get_many_at<K: AsRef<[u8]>>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -153,6 +161,7 @@ impl Client {
         let keys: Vec<_> = keys.into_iter().map(|key| Bytes::copy_from_slice(key.as_ref())).collect();
         validate::keys(&keys)?;
         let mut records = vec![None; keys.len()];
+        let mut read_bytes = 0;
         let mut left: Vec<usize> = (0..keys.len()).collect();
         // What is left was split into several shards while it was asked for, or was too large for one reply.
         while !left.is_empty() {
@@ -161,10 +170,17 @@ impl Client {
             if groups.len() > 1 && at.is_none() {
                 at = Some(self.shared.timestamp(until).await?);
             }
-            let asked =
-                groups.iter().map(|group| self.shared.get_group(&keys, group, at.unwrap_or(0), until));
+            let at_ts = at.unwrap_or(0);
+            // A few shards at a time: the answer as a whole is limited, so what is read must be too.
+            let (shared, keys) = (&self.shared, &keys[..]);
+            let mut answers = stream::iter(groups)
+                .map(|group| async move {
+                    let answer = shared.get_group(keys, &group, at_ts, until).await;
+                    (group, answer)
+                })
+                .buffer_unordered(SHARDS_AT_A_TIME);
             left.clear();
-            for (group, answer) in groups.iter().zip(join_all(asked).await) {
+            while let Some((group, answer)) = answers.next().await {
                 let Some(reply) = answer? else {
                     left.extend(group);
                     continue;
@@ -174,7 +190,10 @@ impl Client {
                 left.extend(&group[reply.records.len()..]);
                 for (index, record) in group.iter().zip(reply.records) {
                     records[*index] = record.record.map(convert::record_from_proto);
+                    read_bytes += keys[*index].len();
+                    read_bytes += records[*index].as_ref().map_or(0, |record: &Record| record.value.len());
                 }
+                validate::read_bytes(read_bytes)?;
             }
         }
         Ok(Values { at_ts: Timestamp(at.unwrap_or(0)), records })

@@ -31,7 +31,7 @@ impl Client {
             (Request::Get(_), _) => self.read(Asked { place, build: &build, fresh: false }).await,
             (_, Some(id)) => {
                 let asked = Asked { place, build: &build, fresh: true };
-                self.shared.execute(asked, Some(id), self.deadline.until()?).await
+                self.shared.execute_as(asked, id, self.deadline.until()?).await
             }
             (_, None) => self.write(place, &build).await,
         }

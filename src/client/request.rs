@@ -47,14 +47,34 @@ impl Client {
 }
 
 impl Shared {
-    /// Sends until a node answers, a failure is final, or the deadline comes. A write has an `id`.
+    /// Sends until a node answers, a failure is final, or the deadline comes. A write has an `id`, made for this
+    /// call.
     pub(super) async fn execute(
         self: &Arc<Self>,
+        asked: Asked<'_>,
+        id: Option<RequestId>,
+        until: Instant,
+    ) -> Result<Reply> {
+        self.execute_from(Attempts::new(id.is_some()), asked, id, until).await
+    }
+
+    /// As [`execute`](Self::execute), for a write whose `id` comes from elsewhere and may have been sent before.
+    pub(super) async fn execute_as(
+        self: &Arc<Self>,
+        asked: Asked<'_>,
+        id: RequestId,
+        until: Instant,
+    ) -> Result<Reply> {
+        self.execute_from(Attempts::with_foreign_id(), asked, Some(id), until).await
+    }
+
+    async fn execute_from(
+        self: &Arc<Self>,
+        mut attempts: Attempts,
         asked: Asked<'_>,
         mut id: Option<RequestId>,
         until: Instant,
     ) -> Result<Reply> {
-        let mut attempts = Attempts::new(id.is_some());
         let mut tried: Vec<NodeId> = Vec::new();
         let salt = rand::random::<u32>() as usize;
         loop {

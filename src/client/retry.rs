@@ -58,6 +58,12 @@ impl Attempts {
         Self { write, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
     }
 
+    /// Before the first attempt at a write whose id was given from outside. The id is never renewed: it may have
+    /// been sent before this call, and the write would take effect twice (rule R8).
+    pub(super) fn with_foreign_id() -> Self {
+        Self { renewals: RENEWALS, ..Self::new(true) }
+    }
+
     /// What follows on a failure. `jitter` is from 0 to 1.
     pub(super) fn failed(&mut self, failure: Failure, jitter: f64) -> Decision {
         let (error, led) = match failure {
@@ -210,6 +216,12 @@ mod tests {
         assert!(matches!(attempts.failed(lost(), 0.5), Decision::After(_)));
         assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
         let decision = attempts.failed(answered(ErrorKind::TooOld), 0.5);
+        assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::TooOld));
+    }
+
+    #[test]
+    fn an_id_from_outside_is_never_renewed() {
+        let decision = Attempts::with_foreign_id().failed(answered(ErrorKind::TooOld), 0.5);
         assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::TooOld));
     }
 

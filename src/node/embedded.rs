@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::NodeConfig;
+use super::connections::FileBudget;
 use super::core::Core;
 use super::server;
 use crate::client::Client;
@@ -42,7 +43,7 @@ impl Embedded {
     /// process has it open or it does not serve in time.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let config = NodeConfig::new(path.as_ref());
-        let core = server::open(config, ADDR.to_string()).await?;
+        let core = server::open(config, ADDR.to_string(), FileBudget::present()).await?;
         core.start().await?;
         wait_until_serving(&core).await?;
         let client = core.client().await?;

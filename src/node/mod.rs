@@ -6,6 +6,7 @@ mod barrier;
 mod calls;
 mod cluster_map;
 mod config;
+mod connections;
 mod core;
 mod cuts;
 mod dispatch;

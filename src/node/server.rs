@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use super::NodeConfig;
+use super::connections::{self, FileBudget};
 use super::core::Core;
 use super::identity;
 use super::services::{ClusterService, KvService, PeerService, status_of};
@@ -52,9 +52,10 @@ impl Node {
             TcpListener::bind(&config.listen).await.map_err(|error| listen_error(&config.listen, &error))?;
         let addr = listener.local_addr().map_err(|error| listen_error(&config.listen, &error))?;
         let advertised = advertised(config.advertise.as_deref(), addr)?;
-        let core = open(config, advertised).await?;
+        let files = FileBudget::take();
+        let core = open(config, advertised, files).await?;
         core.start().await?;
-        let server = tokio::spawn(serve(core.clone(), listener));
+        let server = tokio::spawn(serve(core.clone(), listener, files.connections));
         Ok(Self { core, addr, server: Some(server) })
     }
 
@@ -122,10 +123,14 @@ impl Drop for Node {
 }
 
 /// Opens the data directory of a node that others reach at `grpc_addr`.
-pub(super) async fn open(config: NodeConfig, grpc_addr: String) -> Result<Arc<Core>> {
+pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudget) -> Result<Arc<Core>> {
     let identity = identity::open(&config.data_dir)?;
     let store_dir = identity::store_dir(&config.data_dir);
-    let options = RocksOptions { block_cache_bytes: config.block_cache_bytes, ..RocksOptions::default() };
+    let options = RocksOptions {
+        block_cache_bytes: config.block_cache_bytes,
+        max_open_files: files.store_files,
+        ..RocksOptions::default()
+    };
     let engine = tokio::task::spawn_blocking(move || RocksEngine::open(&store_dir, &options))
         .await
         .map_err(|error| Error::corrupt(format!("opening the store was broken off: {error}")))??;
@@ -141,7 +146,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String) -> Result<Arc<Co
     Ok(Core::new(config, engine, identity, own))
 }
 
-async fn serve(core: Arc<Core>, listener: TcpListener) -> Result<()> {
+async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) -> Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(core.clone(), health));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -157,7 +162,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener) -> Result<()> {
     let peer = NodeServer::new(PeerService(core.clone()))
         .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections::incoming(listener, most_connections);
     let stopping = core.stopping().clone();
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)

@@ -98,6 +98,18 @@ pub fn keys(keys: &[Bytes]) -> Result<()> {
     keys.iter().try_for_each(|one| key(one))
 }
 
+/// What a `get_many` has read so far, in bytes of keys and values: at most [`limits::MAX_GET_BYTES`].
+pub fn read_bytes(bytes: usize) -> Result<()> {
+    if bytes > limits::MAX_GET_BYTES {
+        return Err(Error::invalid(format!(
+            "the keys that are named and their values come to more than {} bytes, the limit of one call: read fewer \
+             at once, with the first reply's at_ts for one instant over all",
+            limits::MAX_GET_BYTES
+        )));
+    }
+    Ok(())
+}
+
 /// A timestamp from outside; at most [`Timestamp::MAX`].
 pub fn timestamp(name: &str, raw: u64) -> Result<Timestamp> {
     if raw > Timestamp::MAX.0 {

@@ -13,6 +13,8 @@ pub const MAX_BATCH_STEPS: usize = 10_000;
 pub const MAX_BATCH_RESULT_BYTES: usize = MAX_BATCH_BYTES;
 /// The most keys in one `get_many`.
 pub const MAX_GET_KEYS: usize = 10_000;
+/// The most that one `get_many` may read, in bytes of keys and values: the reply is one message.
+pub const MAX_GET_BYTES: usize = MAX_BATCH_BYTES;
 /// The most rows in one page of a scan; a longer scan takes several pages.
 pub const MAX_PAGE_ROWS: usize = 10_000;
 /// A page of a scan ends after the row that takes it past so many bytes of keys and values.

@@ -2,7 +2,12 @@
 //! since each needs the machine for itself.
 
 mod availability;
+mod bad_input;
 mod crash;
+mod examples;
 mod ledger;
+mod raw;
 mod restart;
+mod services;
+mod slow;
 mod support;

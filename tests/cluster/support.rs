@@ -153,6 +153,11 @@ impl Process {
         kill_process(pid, signal).expect("signalled");
     }
 
+    /// The id of the process, which must run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the node runs").id()
+    }
+
     /// Whether it was started, and neither killed nor waited for since.
     pub fn runs(&self) -> bool {
         self.child.is_some()

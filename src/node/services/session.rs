@@ -1,8 +1,8 @@
 //! One session: many requests under way over one stream.
 //!
-//! What sessions may hold in memory is bounded: requests under way by count and by bytes (a session's, and
-//! all sessions' of the node), pages of scans and reads of many keys (the large replies) by a smaller count.
-//! No further message is read while the places are taken or the replies are not read.
+//! What a session may hold in memory is bounded: requests under way by count and by bytes (its own, and all
+//! sessions' of the node), replies that were not read by bytes. No further message is read while these are taken, so that a caller who sends faster than
+//! it reads, or than the node works, waits.
 
 use std::sync::Arc;
 
@@ -14,112 +14,163 @@ use tonic::{Status, Streaming};
 
 use crate::node::core::Core;
 use crate::rpc::v1::session_request::Request;
+use crate::rpc::v1::step::Step;
 use crate::rpc::v1::{SessionReplies, SessionReply, SessionRequest, SessionRequests, session_reply};
 use crate::rpc::{convert, v1};
 use crate::types::Error;
 
 /// Requests of one session under way at once.
 const MAX_UNDER_WAY: usize = 1024;
-/// Large replies of one session in the making at once.
-const MAX_LARGE_UNDER_WAY: usize = 8;
+/// Bytes of requests of one session under way at once; a larger one takes all of it.
+const MAX_REQUEST_KIB: usize = 32 * 1024;
+/// Bytes of replies of one session that wait for their reader; a larger one takes all of it.
+const MAX_REPLY_KIB: usize = 8 * 1024;
+/// What the replies of one session in the making may come to, for those that may be large, in MiB.
+const MAX_MAKING_MIB: usize = 64;
+/// What is counted for a page of a scan, and for any read of many keys at most, in MiB.
+const PAGE_MIB: usize = 4;
+const LARGEST_MIB: usize = 16;
 /// Replies that travel together, at most.
 const MAX_REPLIES_TOGETHER: usize = 256;
-/// A message of replies is closed once it holds so many bytes.
-const MAX_REPLY_BYTES: usize = 1024 * 1024;
-/// Kibibytes of messages of one session whose requests are under way.
-const SESSION_KIB: usize = 32 * 1024;
 
 struct Places {
     all: Arc<Semaphore>,
-    large: Arc<Semaphore>,
-    kib: Arc<Semaphore>,
+    request_kib: Arc<Semaphore>,
+    reply_kib: Arc<Semaphore>,
+    making_mib: Semaphore,
+}
+
+/// What a request holds of its session.
+struct Place {
+    /// Until its reply is on its way.
+    _one: OwnedSemaphorePermit,
+    /// Until it is answered. Nothing where it is small.
+    request_kib: Option<OwnedSemaphorePermit>,
+    /// Its message's share of what all sessions of the node may hold; until it is answered.
+    node_room: Option<Arc<OwnedSemaphorePermit>>,
+    /// From its answer until that is on its way. Nothing where it is small.
+    reply_kib: Option<OwnedSemaphorePermit>,
 }
 
 impl Places {
     fn new() -> Self {
         Self {
             all: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
-            large: Arc::new(Semaphore::new(MAX_LARGE_UNDER_WAY)),
-            kib: Arc::new(Semaphore::new(SESSION_KIB)),
+            request_kib: Arc::new(Semaphore::new(MAX_REQUEST_KIB)),
+            reply_kib: Arc::new(Semaphore::new(MAX_REPLY_KIB)),
+            making_mib: Semaphore::new(MAX_MAKING_MIB),
         }
     }
 
-    /// Room for a message's bytes, in the session's share and the node's.
-    async fn room(&self, core: &Core, size_bytes: usize) -> Option<Room> {
-        let kib = size_bytes / 1024 + 1;
-        // The largest message fits into either: it is smaller than both.
-        let session = self.kib.clone().acquire_many_owned(kib.min(SESSION_KIB) as u32).await.ok()?;
-        let node = core.session_room(kib).await?;
-        Some(Room { _session: session, _node: node })
+    /// A place at once, or `None`.
+    fn try_take(&self, request: &SessionRequest) -> Option<Place> {
+        let one = self.all.clone().try_acquire_owned().ok()?;
+        let request_kib = match kib(request, MAX_REQUEST_KIB) {
+            0 => None,
+            kib => Some(self.request_kib.clone().try_acquire_many_owned(kib).ok()?),
+        };
+        Some(Place { _one: one, request_kib, node_room: None, reply_kib: None })
+    }
+
+    /// A place as soon as there is one; `None` never comes, since the semaphores are not closed.
+    async fn take(&self, request: &SessionRequest) -> Option<Place> {
+        let one = self.all.clone().acquire_owned().await.ok()?;
+        let request_kib = match kib(request, MAX_REQUEST_KIB) {
+            0 => None,
+            kib => Some(self.request_kib.clone().acquire_many_owned(kib).await.ok()?),
+        };
+        Some(Place { _one: one, request_kib, node_room: None, reply_kib: None })
+    }
+
+    /// What the reply to a request may come to, in MiB; 0 where it is hardly ever large.
+    fn making_mib(&self, request: &Request) -> u32 {
+        let mib = match request {
+            Request::ScanPage(_) => PAGE_MIB,
+            Request::GetMany(many) => many.keys.len().min(LARGEST_MIB),
+            Request::Batch(batch) => {
+                let is_get = |step: &&v1::Step| matches!(step.step, Some(Step::Get(_)));
+                let gets = |steps: &[v1::Step]| steps.iter().filter(is_get).count();
+                gets(&batch.then).max(gets(&batch.otherwise)).min(LARGEST_MIB)
+            }
+            // Most values are small. Where large replies pile up, this may be one more.
+            _ => usize::from(self.reply_kib.available_permits() < MAX_REPLY_KIB / 2) * PAGE_MIB,
+        };
+        mib as u32
     }
 }
 
-/// Held while the requests of a message are under way.
-struct Room {
-    _session: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+/// The size of a message in KiB, rounded down, at most `most`.
+fn kib(message: &impl Message, most: usize) -> u32 {
+    u32::try_from((message.encoded_len() / 1024).min(most)).unwrap_or(u32::MAX)
 }
 
-/// Serves a session until the caller ends it, its connection breaks, or the node stops.
+type Answered = (SessionReply, Place);
+
+/// Serves a session until the caller ends it, its connection breaks, or the node stops. Where a message could
+/// not be read, the session ends with a status that says why, after the replies to what came before it.
 pub fn serve(
     core: Arc<Core>,
     requests: Streaming<SessionRequests>,
 ) -> impl Stream<Item = Result<SessionReplies, Status>> + Send + 'static {
-    let (replies, mut ready) = mpsc::channel::<(SessionReply, OwnedSemaphorePermit)>(MAX_REPLIES_TOGETHER);
-    tokio::spawn(read(core, requests, replies));
+    let (replies, mut ready) = mpsc::channel::<Answered>(MAX_REPLIES_TOGETHER);
+    let reader = tokio::spawn(read(core, requests, replies));
     async_stream::stream! {
         let mut batch = Vec::new();
         while ready.recv_many(&mut batch, MAX_REPLIES_TOGETHER).await > 0 {
-            let mut replies = Vec::with_capacity(batch.len());
-            let mut size_bytes = 0;
             // The places are given back when the replies are on their way.
-            for (reply, _place) in batch.drain(..) {
-                size_bytes += reply.encoded_len();
-                replies.push(reply);
-                if size_bytes >= MAX_REPLY_BYTES {
-                    size_bytes = 0;
-                    yield Ok(SessionReplies { replies: std::mem::take(&mut replies) });
-                }
-            }
-            if !replies.is_empty() {
-                yield Ok(SessionReplies { replies });
-            }
+            let replies = batch.drain(..).map(|(reply, _place)| reply).collect();
+            yield Ok(SessionReplies { replies });
+        }
+        if let Ok(Some(status)) = reader.await {
+            yield Err(status);
         }
     }
 }
 
+/// Reads messages and starts their requests. Answers why no further message can be read, where that is no
+/// proper end.
 async fn read(
     core: Arc<Core>,
     mut requests: Streaming<SessionRequests>,
-    replies: mpsc::Sender<(SessionReply, OwnedSemaphorePermit)>,
-) {
+    replies: mpsc::Sender<Answered>,
+) -> Option<Status> {
     let places = Arc::new(Places::new());
     loop {
         let message = tokio::select! {
-            () = core.stopping().cancelled() => return,
-            () = replies.closed() => return,
-            message = requests.next() => message,
+            () = core.stopping().cancelled() => return None,
+            () = replies.closed() => return None,
+            message = requests.next() => message?,
         };
         let message = match message {
-            Some(Ok(message)) => message,
-            Some(Err(status)) => {
+            Ok(message) => message,
+            Err(status) => {
                 tracing::debug!(%status, "a session ended with an error");
-                return;
+                return Some(status);
             }
-            None => return,
         };
-        let Some(room) = places.room(&core, message.encoded_len()).await else { return };
-        let room = Arc::new(room);
+        let node_room = tokio::select! {
+            () = core.stopping().cancelled() => return None,
+            () = replies.closed() => return None,
+            room = core.session_room(message.encoded_len() / 1024 + 1) => Arc::new(room?),
+        };
         let mut admitted = Vec::with_capacity(message.requests.len());
         for request in message.requests {
-            let Ok(place) = places.all.clone().acquire_owned().await else { return };
+            let mut place = match places.try_take(&request) {
+                Some(place) => place,
+                None => {
+                    // What is admitted and not started would never give its places back.
+                    start(&core, &places, &replies, std::mem::take(&mut admitted));
+                    tokio::select! {
+                        () = core.stopping().cancelled() => return None,
+                        () = replies.closed() => return None,
+                        place = places.take(&request) => place?,
+                    }
+                }
+            };
+            place.node_room = Some(node_room.clone());
             admitted.push((request, place));
-            // A message with more requests than places must not wait for itself.
-            if places.all.available_permits() == 0 {
-                start(&core, &places, &replies, &room, std::mem::take(&mut admitted));
-            }
         }
-        start(&core, &places, &replies, &room, admitted);
+        start(&core, &places, &replies, admitted);
     }
 }
 
@@ -127,16 +178,14 @@ async fn read(
 fn start(
     core: &Arc<Core>,
     places: &Arc<Places>,
-    replies: &mpsc::Sender<(SessionReply, OwnedSemaphorePermit)>,
-    room: &Arc<Room>,
-    admitted: Vec<(SessionRequest, OwnedSemaphorePermit)>,
+    replies: &mpsc::Sender<Answered>,
+    admitted: Vec<(SessionRequest, Place)>,
 ) {
     if admitted.is_empty() {
         return;
     }
-    let (core, places, replies, room) = (core.clone(), places.clone(), replies.clone(), room.clone());
+    let (core, places, replies) = (core.clone(), places.clone(), replies.clone());
     tokio::spawn(async move {
-        let _room = room;
         let mut under_way: FuturesUnordered<_> =
             admitted.into_iter().map(|(request, place)| answer(&core, &places, request, place)).collect();
         while let Some(answered) = under_way.next().await {
@@ -148,28 +197,32 @@ fn start(
     });
 }
 
-async fn answer(
-    core: &Core,
-    places: &Places,
-    request: SessionRequest,
-    place: OwnedSemaphorePermit,
-) -> (SessionReply, OwnedSemaphorePermit) {
-    let reply = match (core.member(), request.request) {
+async fn answer(core: &Core, places: &Places, request: SessionRequest, mut place: Place) -> Answered {
+    let SessionRequest { call, request } = request;
+    let mut making = None;
+    let reply = match (core.member(), request) {
         (Err(error), _) => failure(&error),
         (Ok(_), None) => failure(&Error::invalid(
             "the session request is empty or of a kind that this node does not know: set one of its fields, or ask a \
              newer node",
         )),
         (Ok(member), Some(request)) => {
-            let large = matches!(request, Request::ScanPage(_) | Request::GetMany(_));
-            let _large_place = match large {
-                true => places.large.acquire().await.ok(),
-                false => None,
-            };
+            let mib = places.making_mib(&request);
+            if mib > 0 {
+                making = places.making_mib.acquire_many(mib).await.ok();
+            }
             member.dispatcher().call(request).await
         }
     };
-    (SessionReply { call: request.call, reply: Some(reply) }, place)
+    place.request_kib = None;
+    place.node_room = None;
+    let reply = SessionReply { call, reply: Some(reply) };
+    let reply_kib = kib(&reply, MAX_REPLY_KIB);
+    if reply_kib > 0 {
+        place.reply_kib = places.reply_kib.clone().acquire_many_owned(reply_kib).await.ok();
+    }
+    drop(making);
+    (reply, place)
 }
 
 fn failure(error: &Error) -> session_reply::Reply {
