@@ -50,7 +50,14 @@ pub(super) struct Core {
 
 impl Core {
     /// Opens what is on disk and starts Raft on it.
+    ///
+    /// # Errors
+    ///
+    /// The log writer's where it has failed: it stays failed, so nothing starts until the node does.
     pub async fn start(env: &Arc<Env>, shard: ShardId) -> Result<Self> {
+        // What a failed sync left is readable and not on disk. Raft takes everything that it finds in the
+        // log for safe, so it must find nothing that was not synced.
+        env.writer.write_synced(crate::engine::Batch::new()).await?;
         let opening = {
             let (engine, writer) = (Arc::clone(&env.engine), Arc::clone(&env.writer));
             tokio::task::spawn_blocking(move || open(engine, writer, shard))
