@@ -1,6 +1,7 @@
 //! A running Raft core of a group, and what is read from it without asking it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -44,6 +45,9 @@ pub(super) struct Core {
     pub replica: Arc<Replica>,
     pub log: Arc<Log>,
     pub gate: Gate,
+    /// Transfers of the leadership under way. Followers are released from their promise by one, so the
+    /// lease is worth nothing then. One that ended with the core, who knows how, counts for ever.
+    pub transfers: AtomicUsize,
     /// Is cancelled when the state machine is gone, and with it the last writer of the replica's rows.
     machine_gone: CancellationToken,
 }
@@ -97,7 +101,7 @@ impl Core {
             });
         }
         let metrics = raft.metrics();
-        Ok(Self { raft, metrics, replica, log, gate, machine_gone })
+        Ok(Self { raft, metrics, replica, log, gate, transfers: AtomicUsize::new(0), machine_gone })
     }
 
     /// A copy of openraft's picture of the replica.
@@ -108,7 +112,15 @@ impl Core {
     /// Whether this replica leads by a lease that is certain to hold, and how far it must have applied.
     /// Costs no message to the core. See [`Group::ensure_leader`](super::Group::ensure_leader).
     pub fn lease_point(&self, env: &Env) -> Option<ReadPoint> {
+        // Looked at before the picture. Whoever asks after another leader has acknowledged a write finds
+        // either a transfer under way, or one that has ended, and then a picture that knows of its end. One
+        // that begins after this look goes on beside the read, which may then be answered as of now.
+        if self.transfers.load(Ordering::SeqCst) != 0 {
+            return None;
+        }
         let metrics = self.metrics.borrow_watched();
+        // A core that died leaves its last picture behind.
+        metrics.running_state.as_ref().ok()?;
         let token = leading_token(&metrics)?;
         // When the messages were sent that a quorum has answered.
         let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < env.timing.read_lease());

@@ -1,7 +1,7 @@
 //! A group: this node's replica of one shard, and everything the node does with it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,9 +49,6 @@ pub struct Group {
     /// Why the core stopped last; empty where it never did.
     fault: Mutex<String>,
     restarts: AtomicU64,
-    /// Transfers of the leadership under way. Followers are released from their promise by one, so the
-    /// lease is worth nothing then.
-    transfers: AtomicUsize,
 }
 
 impl Group {
@@ -65,7 +62,6 @@ impl Group {
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
             fault: Mutex::new(String::new()),
             restarts: AtomicU64::new(0),
-            transfers: AtomicUsize::new(0),
         });
         tokio::spawn(supervision::supervise(Arc::clone(&group)));
         Ok(group)
@@ -191,9 +187,7 @@ impl Group {
     /// As [`ensure_leader`](Self::ensure_leader).
     pub async fn read_point(&self) -> Result<ReadPoint> {
         let core = self.core();
-        if self.transfers.load(Ordering::SeqCst) == 0
-            && let Some(point) = core.lease_point(&self.env)
-        {
+        if let Some(point) = core.lease_point(&self.env) {
             return Ok(point);
         }
         let option = LinearizerOption::new(Some(self.env.timing.read_lease()), true);
@@ -369,10 +363,11 @@ impl Group {
     /// Asks for the transfer, and returns when this replica does not lead any more. Runs in a task of its
     /// own: as long as it may be under way, no read may trust the lease, whoever has given up waiting.
     async fn let_go(self: Arc<Self>, core: Arc<Core>, to: NodeId) -> Result<()> {
-        self.transfers.fetch_add(1, Ordering::SeqCst);
-        let result = self.hand_over(&core, to).await;
-        self.transfers.fetch_sub(1, Ordering::SeqCst);
-        result.map_err(|error| self.stopped(error))
+        core.transfers.fetch_add(1, Ordering::SeqCst);
+        // An error means that the core is gone, and its last picture may say for ever that it leads.
+        self.hand_over(&core, to).await.map_err(|error| self.stopped(error))?;
+        core.transfers.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn hand_over(
