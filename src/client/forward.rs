@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Client;
-use super::request::Asked;
+use super::request::{Asked, WriteId};
 use super::router::{Place, Target};
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
@@ -12,11 +12,12 @@ use crate::types::{Error, RequestId, Result};
 
 impl Client {
     /// Sends a request about one key's shard to the node that leads it, as often as it takes. A write keeps
-    /// the caller's `id`, or gets one, so that it takes effect once however often it is sent.
+    /// the caller's `id`, or gets one, so that it takes effect once however often it is sent. The caller's is
+    /// never replaced: the caller may have sent it before, and only it can tell whether a new one is safe.
     ///
     /// # Errors
     ///
-    /// As the typed calls; `Invalid` for a kind of request that is not about one shard.
+    /// As the typed calls; `TooOld` where the caller's `id` is; `Invalid` for a kind of request that is not about one shard.
     pub async fn pass_on(&self, request: Request, id: Option<RequestId>) -> Result<Reply> {
         let Some(key) = routing_key(&request) else {
             return Err(Error::invalid("this kind of request is not about one shard: it can't be passed on"));
@@ -31,7 +32,7 @@ impl Client {
             (Request::Get(_), _) => self.read(Asked { place, build: &build, fresh: false }).await,
             (_, Some(id)) => {
                 let asked = Asked { place, build: &build, fresh: true };
-                self.shared.execute(asked, Some(id), self.deadline.until()?).await
+                self.shared.execute(asked, Some(WriteId::Callers(id)), self.deadline.until()?).await
             }
             (_, None) => self.write(place, &build).await,
         }

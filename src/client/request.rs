@@ -29,6 +29,23 @@ pub(super) struct Asked<'a> {
     pub(super) fresh: bool,
 }
 
+/// The id of a write.
+#[derive(Clone, Copy)]
+pub(super) enum WriteId {
+    /// Made here: where it turns out to be too old and nothing was done under it, another takes its place.
+    Own(RequestId),
+    /// The caller's, who may have sent it before, elsewhere: another id could make its write happen twice.
+    Callers(RequestId),
+}
+
+impl WriteId {
+    fn get(self) -> RequestId {
+        match self {
+            Self::Own(id) | Self::Callers(id) => id,
+        }
+    }
+}
+
 impl Client {
     /// A read: retried freely until the client's deadline.
     pub(super) async fn read(&self, asked: Asked<'_>) -> Result<Reply> {
@@ -42,7 +59,7 @@ impl Client {
             self.shared.refresh_seen(until).await?;
         }
         let id = self.shared.seen.request_id();
-        self.shared.execute(Asked { place, build, fresh: true }, Some(id), until).await
+        self.shared.execute(Asked { place, build, fresh: true }, Some(WriteId::Own(id)), until).await
     }
 }
 
@@ -51,10 +68,14 @@ impl Shared {
     pub(super) async fn execute(
         self: &Arc<Self>,
         asked: Asked<'_>,
-        mut id: Option<RequestId>,
+        mut id: Option<WriteId>,
         until: Instant,
     ) -> Result<Reply> {
-        let mut attempts = Attempts::new(id.is_some());
+        let mut attempts = match id {
+            None => Attempts::of_read(),
+            Some(WriteId::Own(_)) => Attempts::of_write(true),
+            Some(WriteId::Callers(_)) => Attempts::of_write(false),
+        };
         let mut tried: Vec<NodeId> = Vec::new();
         let salt = rand::random::<u32>() as usize;
         loop {
@@ -67,8 +88,8 @@ impl Shared {
                 sleep_until((now + HOLE_PAUSE).min(until)).await;
                 continue;
             };
-            let request =
-                (asked.build)(self.header(id, until - now), &target).map_err(|e| attempts.stopped(e))?;
+            let request = (asked.build)(self.header(id.map(WriteId::get), until - now), &target)
+                .map_err(|e| attempts.stopped(e))?;
             let failure = match self.attempt(&target, request, until).await {
                 Ok(reply) => {
                     self.seen.note_reply(&reply, asked.fresh);
@@ -84,7 +105,7 @@ impl Shared {
                 Decision::Renew => {
                     self.seen.distrust();
                     Box::pin(self.refresh_seen(until)).await?;
-                    id = Some(self.seen.request_id());
+                    id = Some(WriteId::Own(self.seen.request_id()));
                 }
                 Decision::Fail(error) => return Err(error),
             }

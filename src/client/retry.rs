@@ -44,6 +44,8 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Attempts {
     write: bool,
+    /// Whether another id may take the place of one that is too old.
+    renewable: bool,
     failures: u32,
     hops: u32,
     renewals: u32,
@@ -53,9 +55,14 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// No attempt yet, of a read or a write.
-    pub(super) fn new(write: bool) -> Self {
-        Self { write, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
+    /// No attempt of a read yet.
+    pub(super) fn of_read() -> Self {
+        Self { write: false, renewable: false, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
+    }
+
+    /// No attempt of a write yet. `renewable` says whether another id may take the place of its own.
+    pub(super) fn of_write(renewable: bool) -> Self {
+        Self { write: true, renewable, ..Self::of_read() }
     }
 
     /// What follows on a failure. `jitter` is from 0 to 1.
@@ -85,7 +92,7 @@ impl Attempts {
                 self.back_off(jitter)
             }
             // An id that is too old by the time of a retry leaves open what the first attempt did (rule R7).
-            ErrorKind::TooOld if self.write && !self.is_unknown() && self.renewals < RENEWALS => {
+            ErrorKind::TooOld if self.renewable && !self.is_unknown() && self.renewals < RENEWALS => {
                 self.renewals += 1;
                 Decision::Renew
             }
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn hints_are_followed_at_once_but_not_for_ever() {
-        let mut attempts = Attempts::new(true);
+        let mut attempts = Attempts::of_write(true);
         let moved = || Failure::Answered { error: Error::moved("elsewhere", Moved::default()), led: true };
         for _ in 0..HOPS_AT_ONCE {
             assert_eq!(attempts.failed(moved(), 0.0), Decision::Now);
@@ -171,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_backoff_doubles_up_to_its_cap_with_jitter() {
-        let mut attempts = Attempts::new(false);
+        let mut attempts = Attempts::of_read();
         let waits: Vec<_> = (0..8)
             .map(|_| match attempts.failed(Failure::NotSent("down".into()), 1.0) {
                 Decision::After(wait) => wait.as_millis(),
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_write_is_undetermined_only_after_an_attempt_of_unknown_fate() {
-        let mut attempts = Attempts::new(true);
+        let mut attempts = Attempts::of_write(true);
         assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
         attempts.failed(Failure::NotSent("refused".into()), 0.5);
         attempts.failed(answered(ErrorKind::Unavailable), 0.5);
@@ -199,14 +206,14 @@ mod tests {
 
     #[test]
     fn an_undetermined_answer_is_an_unknown_fate_too() {
-        let mut attempts = Attempts::new(true);
+        let mut attempts = Attempts::of_write(true);
         assert!(matches!(attempts.failed(answered(ErrorKind::Undetermined), 0.5), Decision::After(_)));
         assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
     }
 
     #[test]
     fn a_read_of_unknown_fate_did_nothing() {
-        let mut attempts = Attempts::new(false);
+        let mut attempts = Attempts::of_read();
         assert!(matches!(attempts.failed(lost(), 0.5), Decision::After(_)));
         assert_eq!(attempts.at_deadline().kind, ErrorKind::Unavailable);
         let decision = attempts.failed(answered(ErrorKind::TooOld), 0.5);
@@ -215,28 +222,34 @@ mod tests {
 
     #[test]
     fn too_old_renews_the_id_at_first_and_is_undetermined_later() {
-        let mut first = Attempts::new(true);
+        let mut first = Attempts::of_write(true);
         for _ in 0..RENEWALS {
             assert_eq!(first.failed(answered(ErrorKind::TooOld), 0.5), Decision::Renew);
         }
         assert!(
             matches!(first.failed(answered(ErrorKind::TooOld), 0.5), Decision::Fail(e) if e.kind == ErrorKind::TooOld)
         );
-        let mut later = Attempts::new(true);
+        let mut later = Attempts::of_write(true);
         later.failed(lost(), 0.5);
         let decision = later.failed(answered(ErrorKind::TooOld), 0.5);
         assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Undetermined));
     }
 
     #[test]
+    fn an_id_of_somebody_else_is_never_renewed() {
+        let decision = Attempts::of_write(false).failed(answered(ErrorKind::TooOld), 0.5);
+        assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::TooOld));
+    }
+
+    #[test]
     fn what_is_wrong_is_not_retried() {
         for kind in [ErrorKind::Invalid, ErrorKind::Denied, ErrorKind::Corrupt] {
-            let decision = Attempts::new(true).failed(answered(kind), 0.5);
+            let decision = Attempts::of_write(true).failed(answered(kind), 0.5);
             assert!(matches!(decision, Decision::Fail(error) if error.kind == kind));
         }
         // After an attempt of unknown fate it says nothing about that one.
         for kind in [ErrorKind::Invalid, ErrorKind::Denied, ErrorKind::Corrupt] {
-            let mut attempts = Attempts::new(true);
+            let mut attempts = Attempts::of_write(true);
             attempts.failed(lost(), 0.5);
             let decision = attempts.failed(answered(kind), 0.5);
             assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Undetermined));

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use super::fake::{CLUSTER, FakeCluster, Fault, LocalDialer, shard, world};
 use super::{Batch, BatchResult, Client, Expect, Row, ScanOptions, Swap};
 use crate::ErrorKind;
-use crate::types::{ClusterId, NodeId, Timestamp, limits};
+use crate::rpc::v1;
+use crate::types::{ClusterId, NodeId, RequestId, Timestamp, limits};
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -388,6 +389,26 @@ async fn an_id_that_is_too_old_is_renewed_unless_an_attempt_may_have_worked() {
     cluster.world.lock().always.insert(NodeId(1), Fault::Answer(ErrorKind::TooOld));
     let error = client.add("counter", 1).await.expect_err("who knows");
     assert_eq!(error.kind, ErrorKind::Undetermined, "{error}");
+}
+
+#[tokio::test]
+async fn a_callers_own_id_is_passed_on_and_never_replaced() {
+    use crate::rpc::v1::session_reply::Reply;
+    use crate::rpc::v1::session_request::Request;
+    let cluster = FakeCluster::start().await;
+    let client = cluster.client().await;
+    let id = RequestId { seen: Timestamp(100), unique: 7 };
+    let add = || {
+        let request = v1::AddRequest { key: "counter".into(), delta: 1, ..Default::default() };
+        client.pass_on(Request::Add(request), Some(id))
+    };
+    cluster.order(1, [Fault::Answer(ErrorKind::TooOld)]);
+    let error = add().await.expect_err("too old");
+    assert_eq!(error.kind, ErrorKind::TooOld, "{error}");
+    cluster.order(1, [Fault::Answer(ErrorKind::Unavailable), Fault::ApplyThenCut]);
+    assert!(matches!(add().await.expect("retried"), Reply::Add(v1::AddReply { value: 1, .. })));
+    let world = cluster.world.lock();
+    assert_eq!((world.ids.as_slice(), world.effects, world.timestamps), (&[id; 4][..], 1, 0));
 }
 
 #[tokio::test]
