@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::impls::{EmptyNode, EntryPayload};
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Instant, RaftMetrics};
+use openraft::{Instant, Membership, RaftMetrics};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
@@ -17,11 +18,15 @@ use super::log_store::{DEFAULT_CACHE_BYTES, LogStore};
 use super::log_writer::LogWriter;
 use super::machine::{Replica, ReplicaMachine};
 use super::network::NetworkFactory;
+use super::records::AppliedRecord;
 use super::transfer::Courier;
 use super::transport::Transport;
 use super::{Timing, TypeConfig};
 use crate::engine::SharedEngine;
 use crate::types::{Error, NodeId, Result, ShardId};
+
+/// The log behind what was applied is searched in parts of about so many bytes.
+const SEARCH_BYTES: u64 = 2 * 1024 * 1024;
 
 /// What all groups of a node share.
 pub(super) struct Env {
@@ -63,24 +68,25 @@ impl Core {
         // log for safe, so it must find nothing that was not synced.
         env.writer.write_synced(crate::engine::Batch::new()).await?;
         let opening = {
-            let (engine, writer) = (Arc::clone(&env.engine), Arc::clone(&env.writer));
-            tokio::task::spawn_blocking(move || open(engine, writer, shard))
+            let (engine, writer, own) = (Arc::clone(&env.engine), Arc::clone(&env.writer), env.own);
+            tokio::task::spawn_blocking(move || {
+                let machine = ReplicaMachine::open(Arc::clone(&engine), Arc::clone(&writer), shard)?;
+                let log_store = LogStore::open(engine, writer, shard, DEFAULT_CACHE_BYTES)?;
+                let only_voter = is_only_voter(own, &machine.replica().applied(), &log_store.log())?;
+                Ok::<_, Error>((machine, log_store, only_voter))
+            })
         };
-        let (machine, log_store) = opening
+        let (machine, log_store, only_voter) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening shard {shard} was cut short: {error}")))??;
         let (replica, log) = (machine.replica(), log_store.log());
         let machine_gone = machine.gone();
-        let gate = {
-            let members = &replica.applied().membership;
-            let only_voter = members.membership().voter_ids().eq([env.own]);
-            Gate::at_start(
-                log.state.lock().vote.is_some(),
-                only_voter,
-                tokio::time::Instant::now(),
-                env.timing.election_max,
-            )
-        };
+        let gate = Gate::at_start(
+            log.state.lock().vote.is_some(),
+            only_voter,
+            tokio::time::Instant::now(),
+            env.timing.election_max,
+        );
         let network = NetworkFactory {
             transport: Arc::clone(&env.transport),
             courier: Arc::clone(&env.courier),
@@ -146,8 +152,25 @@ impl Core {
     }
 }
 
-fn open(engine: SharedEngine, writer: Arc<LogWriter>, shard: ShardId) -> Result<(ReplicaMachine, LogStore)> {
-    let machine = ReplicaMachine::open(Arc::clone(&engine), Arc::clone(&writer), shard)?;
-    let log_store = LogStore::open(engine, writer, shard, DEFAULT_CACHE_BYTES)?;
-    Ok((machine, log_store))
+/// Whether no other node has a vote in the group. Raft goes by the last membership in its log, applied or
+/// not; and as long as that is not committed, a truncation brings back the one before it. So all of them
+/// count, from the applied one on.
+pub(super) fn is_only_voter(own: NodeId, applied: &AppliedRecord, log: &Log) -> Result<bool> {
+    let alone = |membership: &Membership<NodeId, EmptyNode>| membership.voter_ids().eq([own]);
+    if !alone(applied.membership.membership()) {
+        return Ok(false);
+    }
+    let mut next = applied.last_log_id.map_or(0, |log_id| log_id.index + 1);
+    loop {
+        let entries = log.read(next, u64::MAX, SEARCH_BYTES)?;
+        let Some(last) = entries.last() else { return Ok(true) };
+        next = last.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Membership(membership) = &entry.payload
+                && !alone(membership)
+            {
+                return Ok(false);
+            }
+        }
+    }
 }
