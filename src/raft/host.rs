@@ -71,7 +71,9 @@ impl Host {
         let (peers, writer) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening the store was cut short: {error}")))??;
-        let transport = Arc::new(Transport::new(Identity { cluster, node }, Arc::new(peers), timing.clone()));
+        let election_max_ms = timing.election_max.as_millis() as u64;
+        let identity = Identity { cluster, node, election_max_ms };
+        let transport = Arc::new(Transport::new(identity, Arc::new(peers), timing.clone()));
         for peer in transport.peers().all() {
             // Not waited for. The others learn by it where this node is now.
             transport.link(peer.id);

@@ -8,7 +8,7 @@ use openraft::{Config, SnapshotPolicy};
 use crate::types::{Error, Result};
 
 /// Times and limits of Raft on this node. All nodes of a cluster must use the same `election_max`: the
-/// lease of a leader is as long as its followers' promise to it.
+/// lease of a leader is as long as its followers' promise to it. Nodes that differ refuse each other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Timing {
     /// A leader sends heartbeats this often.
