@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -21,6 +22,7 @@ use super::network::NetworkFactory;
 use super::records::AppliedRecord;
 use super::transfer::Courier;
 use super::transport::Transport;
+use super::wakefulness::Wakefulness;
 use super::{Timing, TypeConfig};
 use crate::engine::SharedEngine;
 use crate::types::{Error, NodeId, Result, ShardId};
@@ -36,8 +38,18 @@ pub(super) struct Env {
     pub courier: Arc<Courier>,
     pub own: NodeId,
     pub timing: Timing,
+    pub wakefulness: Wakefulness,
     /// The node is shutting down: nothing is started again.
     pub closing: CancellationToken,
+}
+
+impl Env {
+    /// How old the newest word of a quorum may be for a read: not from before the machine last slept. Ask
+    /// this first, and for the age after it.
+    pub fn lease_trusted_for(&self) -> Duration {
+        let awake = self.wakefulness.look(tokio::time::Instant::now(), std::time::SystemTime::now());
+        self.timing.read_lease().min(awake)
+    }
 }
 
 pub(super) type GroupRaft = Raft<TypeConfig, ReplicaMachine>;
@@ -129,7 +141,8 @@ impl Core {
         metrics.running_state.as_ref().ok()?;
         let token = leading_token(&metrics)?;
         // When the messages were sent that a quorum has answered.
-        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < env.timing.read_lease());
+        let trusted = env.lease_trusted_for();
+        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < trusted);
         // The only voter of a group needs nobody's word.
         let sets = metrics.membership_config.membership().get_joint_config();
         let alone = || sets.iter().all(|set| set.len() == 1 && set.contains(&env.own));

@@ -154,7 +154,11 @@ impl Group {
     /// it keeps the promise over a restart by the lease gate (`gate`). Any other leader needs a vote from
     /// one of them, so none is elected before t + `election_max`, as the clocks of those replicas measure
     /// it. The clocks are monotonic, only their speed counts, and reads stop at 0.8 of the time, so one
-    /// clock may run a quarter faster than another. A leader that hands its leadership over releases the
+    /// clock may run a quarter faster than another. They stand still while a machine is suspended: a leader
+    /// that wakes up would take its lease for as young as before. So a lease is void where the wall clock has
+    /// moved much further than the monotonic one since (`wakefulness`), and a quorum is asked instead. What
+    /// remains is a sleep that begins after this check and before the read it was for: whoever lets machines
+    /// with leaders sleep must not rely on reads of that moment. A leader that hands its leadership over releases the
     /// others from their promise; so from before that is asked for until the leadership has gone, the
     /// question goes to the core, which then says no. The leader counts as such only once an entry of its
     /// own leadership is applied (so a restarted one, whose stored vote still names it, does not), and a
@@ -190,7 +194,10 @@ impl Group {
         if let Some(point) = core.lease_point(&self.env) {
             return Ok(point);
         }
-        let option = LinearizerOption::new(Some(self.env.timing.read_lease()), true);
+        // The core does not look at the wall clock: right after a sleep it must not go by its own lease.
+        let slept = self.env.lease_trusted_for() < self.env.timing.read_lease();
+        let age = if slept { Duration::ZERO } else { self.env.timing.read_lease() };
+        let option = LinearizerOption::new(Some(age), true);
         match core.raft.get_read_linearizer(option).await {
             Ok(linearizer) => {
                 let log_id = *linearizer.read_log_id().log_id();

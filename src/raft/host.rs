@@ -16,6 +16,7 @@ use super::inbound::{Inbound, Registry};
 use super::log_writer::{LogWriter, LogWriterStats};
 use super::transfer::{Courier, Receiving};
 use super::transport::{Faults, FrameStream, Identity, Kind, Transport};
+use super::wakefulness::Wakefulness;
 use super::{Group, Leadership, PeerBook, Timing, seed};
 use crate::engine::SharedEngine;
 use crate::rpc::internal::v1::{Frames, SnapshotChunk, SnapshotReply};
@@ -80,9 +81,14 @@ impl Host {
         }
         let courier = Arc::new(Courier::new(Arc::clone(&transport), timing.snapshot_stall));
         let closing = CancellationToken::new();
-        let env = Arc::new(Env { engine, writer, transport, courier, own, timing, closing });
+        let wakefulness = Wakefulness::begin(
+            timing.clock_tolerance(),
+            tokio::time::Instant::now(),
+            std::time::SystemTime::now(),
+        );
+        let env = Arc::new(Env { engine, writer, transport, courier, own, timing, wakefulness, closing });
         let registry = Arc::new(Registry::new(own));
-        tokio::spawn(keep_house(Arc::clone(&registry), env.timing.clone(), env.closing.clone()));
+        tokio::spawn(keep_house(Arc::clone(&registry), Arc::clone(&env)));
         Ok(Arc::new(Self {
             env,
             inbound: Arc::new(Inbound(Arc::clone(&registry))),

@@ -81,6 +81,12 @@ impl Timing {
         self.election_max.mul_f64(0.8)
     }
 
+    /// How much further the wall clock may move than the monotonic one before leases are void: a quarter of
+    /// the room that [`read_lease`](Self::read_lease) leaves.
+    pub(super) fn clock_tolerance(&self) -> Duration {
+        self.election_max / 20
+    }
+
     /// openraft's configuration. `elect` says whether a replica may stand for election from its start.
     pub(super) fn raft_config(&self, elect: bool) -> Result<Arc<Config>> {
         let ms = |duration: Duration| duration.as_millis() as u64;
