@@ -10,7 +10,6 @@ use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
 use crate::engine::View;
 use crate::raft::{Group, Leadership};
-use crate::rpc::validate;
 use crate::shard::{self, Page, PageRequest};
 use crate::types::{
     Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp,
