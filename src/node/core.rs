@@ -1,6 +1,6 @@
 //! What a node is from its start to its end: it waits for a cluster, or is a member of one.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
@@ -37,6 +37,8 @@ const CLOSE_POLL: Duration = Duration::from_millis(2);
 pub struct Core {
     config: NodeConfig,
     engine: SharedEngine,
+    /// Gone once the store is closed.
+    store_open: Weak<()>,
     identity: Mutex<Identity>,
     /// This node's own record; its id is 0 until the cluster gives one.
     own: NodeRecord,
@@ -51,10 +53,17 @@ pub struct Core {
 
 impl Core {
     /// A core on an open store. Nothing runs yet.
-    pub fn new(config: NodeConfig, engine: SharedEngine, identity: Identity, own: NodeRecord) -> Arc<Self> {
+    pub fn new(
+        config: NodeConfig,
+        engine: SharedEngine,
+        store_open: Weak<()>,
+        identity: Identity,
+        own: NodeRecord,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             engine,
+            store_open,
             identity: Mutex::new(identity),
             own,
             member: watch::Sender::new(None),
@@ -433,11 +442,11 @@ impl Core {
     /// Stops everything, and waits until the store is closed, so that it can be opened again.
     pub async fn close(self: Arc<Self>) -> Result<()> {
         let stopped = self.shutdown().await;
-        let engine = Arc::downgrade(&self.engine);
+        let open = self.store_open.clone();
         drop(self);
         let give_up_at = Instant::now() + CLOSE_PATIENCE;
         // The tasks that used it end one after the other, and nothing tells when the last has.
-        while engine.strong_count() > 0 {
+        while open.strong_count() > 0 {
             if Instant::now() >= give_up_at {
                 return Err(Error::unavailable(format!(
                     "the store has stopped, but is still in use after {} s",

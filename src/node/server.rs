@@ -134,6 +134,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudge
     let engine = tokio::task::spawn_blocking(move || RocksEngine::open(&store_dir, &options))
         .await
         .map_err(|error| Error::corrupt(format!("opening the store was broken off: {error}")))??;
+    let store_open = engine.open_mark();
     let engine: SharedEngine = Arc::new(engine);
     let own = NodeRecord {
         id: NodeId(0),
@@ -143,7 +144,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudge
         zone: config.zone.clone(),
         version: env!("CARGO_PKG_VERSION").to_string(),
     };
-    Ok(Core::new(config, engine, identity, own))
+    Ok(Core::new(config, engine, store_open, identity, own))
 }
 
 async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) -> Result<()> {

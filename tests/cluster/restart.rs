@@ -104,7 +104,7 @@ async fn a_node_with_another_clusters_data_is_refused() {
     }
     let wanted = client.cluster_id().parse().expect("an id");
     let other = kvorum::Client::builder().endpoints([&foreign.grpc]).cluster_id(wanted).connect().await;
-    assert_eq!(other.err().expect("another cluster").kind, ErrorKind::Denied);
+    assert_eq!(other.map(|_| ()).expect_err("another cluster").kind, ErrorKind::Denied);
     assert_eq!(
         client_of([&foreign.grpc]).await.get("key").await.expect("read").expect("there").value,
         "theirs"
