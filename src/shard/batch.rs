@@ -58,11 +58,7 @@ pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -
 
 /// Takes the steps without writing anything: how they leave the keys, and the outcome; or why one is
 /// refused.
-fn draft(
-    view: &dyn View,
-    context: Context,
-    body: Body<'_>,
-) -> Result<Result<(BTreeMap<Bytes, Drafted>, Outcome), Refusal>> {
+fn draft(view: &dyn View, context: Context, body: Body<'_>) -> Result<Result<(Keys, Outcome), Refusal>> {
     let mut draft = Draft { view, context, keys: BTreeMap::new(), read_bytes: 0 };
     let mut succeeded = true;
     for condition in body.conditions {
@@ -78,6 +74,9 @@ fn draft(
     }
     Ok(Ok((draft.keys, Outcome::Batch { commit_ts: context.timestamp, succeeded, results })))
 }
+
+/// The keys that a batch has looked at.
+type Keys = BTreeMap<Bytes, Drafted>;
 
 /// A key that the batch has looked at: as it is stored, and as the steps so far leave it.
 struct Drafted {
@@ -110,7 +109,7 @@ impl Drafted {
 struct Draft<'v> {
     view: &'v dyn View,
     context: Context,
-    keys: BTreeMap<Bytes, Drafted>,
+    keys: Keys,
     read_bytes: usize,
 }
 
