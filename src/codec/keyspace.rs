@@ -5,7 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::types::{KeyRange, NodeId};
+use crate::types::{KeyRange, NodeId, StoreId};
 
 /// The system keyspace: node registry, shard map, timestamp ceiling.
 pub const SYSTEM: u8 = 0x00;
@@ -45,6 +45,13 @@ pub fn system_range() -> KeyRange {
 pub fn node_record(node: NodeId) -> Bytes {
     let mut key = BytesMut::from(&b"\x00node/"[..]);
     key.put_u64(node.0);
+    key.freeze()
+}
+
+/// The system key of the node id that a store was given: a store gets one id, however often it asks.
+pub fn store_record(store: StoreId) -> Bytes {
+    let mut key = BytesMut::from(&b"\x00store/"[..]);
+    key.put_u128(store.0);
     key.freeze()
 }
 

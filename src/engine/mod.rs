@@ -22,7 +22,7 @@ pub use rocks::{RocksEngine, RocksOptions};
 
 use crate::types::{Direction, Error, KeyRange, Result};
 
-/// The families of keys (DESIGN "Storage"): each is ordered by its bytes on its own.
+/// The families of keys (see docs/ARCHITECTURE.md): each is ordered by its bytes on its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Family {
     /// Raft entries, by group and index.

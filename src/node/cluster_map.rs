@@ -4,21 +4,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use super::calls;
 use super::member::Member;
 use crate::codec::{self, keyspace};
-use crate::raft::Leadership;
+use crate::raft::{Group, Leadership};
 use crate::rpc::{convert, v1};
 use crate::shard;
-use crate::types::{Direction, KeyRange, NodeId, Result, ShardDescriptor, ShardId, Timestamp};
+use crate::types::{
+    Direction, KeyRange, NodeId, NodeRecord, Result, ShardDescriptor, ShardId, Timestamp, limits,
+};
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// The map as a reply.
 pub async fn read(member: &Member) -> Result<v1::GetMapReply> {
     let mut shards: BTreeMap<ShardId, (ShardDescriptor, NodeId)> = BTreeMap::new();
-    if member.host().group(ShardId::SYSTEM).is_some() {
-        for descriptor in catalogue(member)? {
+    if let Some(system) = member.host().group(ShardId::SYSTEM) {
+        for descriptor in catalogue(&system)? {
             shards.insert(descriptor.id, (descriptor, NodeId(0)));
         }
     } else {
@@ -70,28 +74,35 @@ async fn seen(member: &Member) -> Timestamp {
 }
 
 /// The catalogue, as this node's replica of the system shard has it. It may lag: it is only a catalogue.
-pub fn catalogue(member: &Member) -> Result<Vec<ShardDescriptor>> {
-    let view = member.engine().view();
-    let mut shards = Vec::new();
-    let mut range: KeyRange = keyspace::shard_records();
+pub fn catalogue(system: &Group) -> Result<Vec<ShardDescriptor>> {
+    read_all(system, keyspace::shard_records(), "an entry of the shard catalogue")
+}
+
+/// The registry of nodes, as this node's replica of the system shard has it. It may lag.
+pub fn registry(system: &Group) -> Result<Vec<NodeRecord>> {
+    read_all(system, keyspace::node_records(), "a record of the node registry")
+}
+
+fn read_all<T: DeserializeOwned>(system: &Group, range: KeyRange, what: &str) -> Result<Vec<T>> {
+    let replica = system.replica();
+    let view = replica.view()?;
+    let mut values = Vec::new();
+    let mut request = shard::PageRequest {
+        range,
+        direction: Direction::Forward,
+        keys_only: false,
+        at: Timestamp::MAX,
+        max_rows: limits::MAX_PAGE_ROWS,
+        max_bytes: limits::MAX_PAGE_BYTES,
+    };
     loop {
-        let page = shard::scan_page(
-            &*view,
-            &shard::PageRequest {
-                range: range.clone(),
-                direction: Direction::Forward,
-                keys_only: false,
-                at: Timestamp::MAX,
-                max_rows: 1000,
-                max_bytes: usize::MAX,
-            },
-        )?;
+        let page = shard::scan_page(&*view, &request)?;
         for (_, record) in &page.rows {
-            shards.push(codec::decode(&record.value, "an entry of the shard catalogue")?);
+            values.push(codec::decode(&record.value, what)?);
         }
         match page.next {
-            Some(next) => range.start = next,
-            None => return Ok(shards),
+            Some(next) => request = request.rest(next),
+            None => return Ok(values),
         }
     }
 }

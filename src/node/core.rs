@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -11,19 +11,21 @@ use super::forming::{self, Part, Plan};
 use super::identity::{self, Identity, Membership};
 use super::link::NodeDialer;
 use super::member::Member;
-use super::{NodeConfig, peer_client};
+use super::{NodeConfig, cluster_map, peer_client};
 use crate::client::Client;
 use crate::codec::keyspace;
 use crate::engine::{Batch, Durability, Family, SharedEngine};
 use crate::raft;
 use crate::rpc::{internal::v1 as internal, v1};
-use crate::shard;
 use crate::types::{
-    ClusterId, Error, ErrorKind, KeyRange, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
+    ClusterId, Error, ErrorKind, Expect, KeyRange, NodeId, NodeRecord, Operation, Outcome, RequestId, Result,
+    ShardId, StoreId,
 };
 
 /// How long `init` waits for the new shards to elect their leaders.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(30);
+/// Kibibytes of messages of all sessions whose requests are under way.
+const SESSIONS_KIB: usize = 256 * 1024;
 /// The pause between two rounds over the nodes to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -37,6 +39,8 @@ pub struct Core {
     member: watch::Sender<Option<Arc<Member>>>,
     client: OnceCell<Client>,
     forming: tokio::sync::Mutex<()>,
+    /// Kibibytes of session messages whose requests may be under way on this node.
+    session_kib: Arc<Semaphore>,
     started: Instant,
     stopping: CancellationToken,
 }
@@ -52,6 +56,7 @@ impl Core {
             member: watch::Sender::new(None),
             client: OnceCell::new(),
             forming: tokio::sync::Mutex::new(()),
+            session_kib: Arc::new(Semaphore::new(SESSIONS_KIB)),
             started: Instant::now(),
             stopping: CancellationToken::new(),
         })
@@ -123,6 +128,11 @@ impl Core {
     /// The node's store.
     pub fn engine(&self) -> &SharedEngine {
         &self.engine
+    }
+
+    /// Waits for room for a session's message of `kib` kibibytes; `None` once the node is gone.
+    pub async fn session_room(&self, kib: usize) -> Option<OwnedSemaphorePermit> {
+        self.session_kib.clone().acquire_many_owned(kib.min(SESSIONS_KIB) as u32).await.ok()
     }
 
     /// When the process started this node.
@@ -200,23 +210,32 @@ impl Core {
     ///
     /// `Denied` where this node belongs to another cluster or bears another id.
     pub async fn adopt(self: &Arc<Self>, part: Part) -> Result<()> {
-        let _one_at_a_time = self.forming.lock().await;
+        // Not waited for: two nodes that form clusters of each other must not wait for each other.
+        let _one_at_a_time = self.forming.try_lock().map_err(|_| {
+            Error::unavailable(format!(
+                "the node at {} is forming or joining a cluster itself: repeat this when it has ended",
+                self.own.grpc_addr
+            ))
+        })?;
         let wanted = Membership { cluster_id: part.cluster, node_id: part.node };
         let present = self.identity.lock().membership;
         match present {
-            Some(membership) if membership == wanted => return Ok(()),
-            Some(membership) => {
+            Some(membership) if membership != wanted => {
                 return Err(Error::denied(format!(
                     "this node belongs to cluster {} as node {}, so it can't become node {} of cluster {}",
                     membership.cluster_id, membership.node_id, wanted.node_id, wanted.cluster_id
                 )));
             }
-            None => {}
+            Some(_) if self.member.borrow().is_some() => return Ok(()),
+            // Adopted before, but what runs a member did not start: try again.
+            Some(_) => {}
+            None => {
+                self.seed(&part)?;
+                let identity = Identity { store_id: self.own.store, membership: Some(wanted) };
+                identity::write(&self.config.data_dir, &identity)?;
+                *self.identity.lock() = identity;
+            }
         }
-        self.seed(&part)?;
-        let identity = Identity { store_id: self.own.store, membership: Some(wanted) };
-        identity::write(&self.config.data_dir, &identity)?;
-        *self.identity.lock() = identity;
         self.run(wanted, part.peers).await
     }
 
@@ -230,7 +249,11 @@ impl Core {
         for shard in &part.shards {
             raft::create_group(&*self.engine, shard)?;
         }
-        Ok(())
+        // Before the identity: a member that knows nobody could not find its way back.
+        let others: Vec<NodeRecord> =
+            part.peers.iter().filter(|peer| peer.id != part.node).cloned().collect();
+        raft::PeerBook::open(self.engine.clone(), part.node, &others)?;
+        self.engine.write(Batch::new(), Durability::Synced)
     }
 
     async fn run(self: &Arc<Self>, membership: Membership, peers: Vec<NodeRecord>) -> Result<()> {
@@ -300,15 +323,17 @@ impl Core {
                 joining.grpc_addr, wiped.id, wiped.store, joining.store
             )));
         }
-        let given = match peers.iter().find(|peer| peer.store == joining.store) {
-            Some(known) => self.known_id(&member, known)?,
-            None => self.next_node_id(&member, &peers).await?,
+        let known = peers.iter().find(|peer| peer.store == joining.store).map(|peer| peer.id);
+        let given = match self.registered(&member, joining.store)?.or(known) {
+            Some(id) => self.known_id(&member, id)?,
+            None => self.new_node_id(&member, &peers, joining.store).await?,
         };
         let record = NodeRecord { id: given, ..joining };
-        member.host().peers().learn(&record)?;
         let put =
             Operation::Put { key: keyspace::node_record(given), value: crate::codec::encode(&record).into() };
         self.system(&member, put).await?;
+        // After the registry: a node that is known but not registered would never be let in.
+        member.host().peers().learn(&record)?;
         Ok(internal::JoinReply {
             cluster_id: member.cluster().to_string(),
             node_id: given.0,
@@ -316,19 +341,53 @@ impl Core {
         })
     }
 
+    /// The id under which the registry, as this node has it, knows a store. Only a member with a replica of
+    /// the system shard has the registry, and only such a one takes nodes in.
+    fn registered(&self, member: &Member, store: StoreId) -> Result<Option<NodeId>> {
+        let system = member.host().group(ShardId::SYSTEM).ok_or_else(|| {
+            Error::unavailable(
+                "this node has no replica of the system shard, which knows all nodes: join through another one",
+            )
+        })?;
+        let records = cluster_map::registry(&system)?;
+        Ok(records.into_iter().find(|record| record.store == store).map(|record| record.id))
+    }
+
     /// The id of a node that the cluster knows. One that an `init` has planned but that has not adopted its
     /// part yet must wait for that: it would come without its replicas.
-    fn known_id(&self, member: &Member, known: &NodeRecord) -> Result<NodeId> {
-        let view = self.engine.view();
-        let registered = member.host().group(ShardId::SYSTEM).is_some()
-            && shard::get_latest(&*view, &keyspace::node_record(known.id))?.is_some();
+    fn known_id(&self, member: &Member, id: NodeId) -> Result<NodeId> {
+        let registered = match member.host().group(ShardId::SYSTEM) {
+            Some(system) => cluster_map::registry(&system)?.iter().any(|record| record.id == id),
+            None => false,
+        };
         if registered {
-            return Ok(known.id);
+            return Ok(id);
         }
         Err(Error::unavailable(format!(
-            "node {} is part of a cluster that is being formed: repeat `kvorum cluster init` where it was begun",
-            known.id
+            "node {id} is part of a cluster that is being formed: repeat `kvorum cluster init` where it was begun"
         )))
+    }
+
+    /// A new id, bound to the store: one that asks several members at once gets the same id from each.
+    async fn new_node_id(
+        &self,
+        member: &Arc<Member>,
+        known: &[NodeRecord],
+        store: StoreId,
+    ) -> Result<NodeId> {
+        let id = self.next_node_id(member, known).await?;
+        let bind = Operation::CompareAndSwap {
+            key: keyspace::store_record(store),
+            expect: Expect::Absent,
+            value: Some(crate::codec::encode(&id).into()),
+        };
+        match self.system(member, bind).await? {
+            Outcome::Put { .. } => Ok(id),
+            Outcome::NotMatched { current: Some(bound), .. } => {
+                crate::codec::decode(&bound.value, "the node id of a store")
+            }
+            other => Err(Error::corrupt(format!("binding a node id to a store answered {other:?}"))),
+        }
     }
 
     async fn next_node_id(&self, member: &Arc<Member>, known: &[NodeRecord]) -> Result<NodeId> {

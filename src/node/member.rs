@@ -23,6 +23,8 @@ use crate::types::{
     ClusterId, Error, LeaderHint, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
 };
 
+/// How long another node waits for timestamps, and so how long they are sought for it.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an operation on the system keyspace may take.
 const SYSTEM_OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -31,7 +33,6 @@ pub struct Member {
     cluster: ClusterId,
     record: NodeRecord,
     host: Arc<Host>,
-    engine: SharedEngine,
     oracle: Arc<OracleClient>,
     timestamps: Timestamps,
     admission: Admission,
@@ -55,7 +56,7 @@ impl Member {
     ) -> Result<Arc<Self>> {
         let node = record.id;
         let host = Host::start(HostConfig {
-            engine: engine.clone(),
+            engine,
             cluster,
             node: record.clone(),
             peers,
@@ -70,7 +71,6 @@ impl Member {
             cluster,
             record,
             host,
-            engine,
             oracle,
             timestamps,
             admission: Admission::new(config.admission_bytes),
@@ -139,7 +139,10 @@ impl Member {
                     .oracle
                     .local()
                     .ok_or_else(|| Error::unavailable("this node has no replica of the system shard"))?;
-                oracle.cut(calls::decode_count(body)?).await.map(calls::encode_timestamp)
+                // The other side has given up by then: without a majority a cut would wait for ever.
+                let cut = tokio::time::timeout(CUT_TIMEOUT, oracle.cut(calls::decode_count(body)?)).await;
+                cut.map_err(|_| Error::unavailable("the timestamp ceiling could not be raised in time"))?
+                    .map(calls::encode_timestamp)
             }
             calls::GET_MAP => Ok(Bytes::from(cluster_map::read(self).await?.encode_to_vec())),
             calls::SYSTEM_OPERATION => {
@@ -200,11 +203,6 @@ impl Member {
     /// The Raft host.
     pub fn host(&self) -> &Arc<Host> {
         &self.host
-    }
-
-    /// The node's store.
-    pub fn engine(&self) -> &SharedEngine {
-        &self.engine
     }
 
     /// The node's way to timestamps.

@@ -1,5 +1,6 @@
 //! Finds the oracle: this node, where it leads the system shard, or the node that does.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use super::timestamps::Source;
 use crate::raft::Host;
 use crate::types::{Error, ErrorKind, NodeId, Result, ShardId, Timestamp};
 
-/// How long one node may take to answer before another is asked.
-const CALL_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long the node that is believed to lead may take to answer.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long one of several candidates may take, before the next is asked.
+const CANDIDATE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The pause before the next try where no leader is known.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -23,12 +26,19 @@ pub struct OracleClient {
     own: NodeId,
     local: OnceLock<Arc<OracleServer>>,
     last_good: Mutex<Option<NodeId>>,
+    turn: AtomicUsize,
 }
 
 impl OracleClient {
     /// A client on a host. It holds the host weakly: the host's own tasks use timestamps.
     pub fn new(host: &Arc<Host>, own: NodeId) -> Self {
-        Self { host: Arc::downgrade(host), own, local: OnceLock::new(), last_good: Mutex::new(None) }
+        Self {
+            host: Arc::downgrade(host),
+            own,
+            local: OnceLock::new(),
+            last_good: Mutex::new(None),
+            turn: AtomicUsize::new(0),
+        }
     }
 
     /// Says that this node has a replica of the system shard.
@@ -52,13 +62,20 @@ impl OracleClient {
         }
         let host = self.host.upgrade().ok_or_else(|| Error::unavailable("the node is stopping"))?;
         let mut last_error = Error::unavailable("no leader of the system shard is known: retry");
-        for node in self.candidates(&host) {
-            match host.call(node, calls::CUT_TIMESTAMPS, calls::encode_count(count), CALL_TIMEOUT).await {
+        let candidates = self.candidates(&host);
+        let timeout = if candidates.len() == 1 { LEADER_TIMEOUT } else { CANDIDATE_TIMEOUT };
+        for node in candidates {
+            // Noted before the answer: a request that is given up meanwhile counts as none.
+            let was_good = self.last_good.lock().take_if(|good| *good == node).is_some();
+            match host.call(node, calls::CUT_TIMESTAMPS, calls::encode_count(count), timeout).await {
                 Ok(body) => {
                     *self.last_good.lock() = Some(node);
                     return calls::decode_timestamp(&body);
                 }
-                Err(error) => last_error = error,
+                Err(error) => {
+                    tracing::debug!(%node, was_good, %error, "no timestamps from this node");
+                    last_error = error;
+                }
             }
         }
         Err(last_error)
@@ -69,8 +86,14 @@ impl OracleClient {
             return group.leadership().leader_elsewhere().into_iter().collect();
         }
         let first = *self.last_good.lock();
-        let others = host.peers().all().into_iter().map(|peer| peer.id);
-        first.into_iter().chain(others.filter(|id| Some(*id) != first && *id != self.own)).collect()
+        let mut others: Vec<NodeId> = host.peers().all().into_iter().map(|peer| peer.id).collect();
+        others.retain(|id| Some(*id) != first && *id != self.own);
+        if !others.is_empty() {
+            // Begins elsewhere each time, so that silent nodes in front don't hide the one that leads.
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % others.len();
+            others.rotate_left(turn);
+        }
+        first.into_iter().chain(others).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::timestamps::MAX_COUNT;
 use crate::codec;
 use crate::oracle::{CEILING_AHEAD_MS, Oracle, PhysicalClock, PhysicalMs};
 use crate::raft::{Group, Leadership, ProposeError, Token};
@@ -20,8 +21,9 @@ use crate::types::{Error, Moved, Result, Timestamp};
 
 /// How often the leader looks whether the ceiling should be raised ahead of need.
 const RAISE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// The most timestamps one request may ask for: 16 milliseconds' worth.
-const MAX_COUNT: u64 = 65_536;
+/// A clock that is further past the ceiling than this when a leadership begins is not believed: timestamps
+/// could never come back from there. A cluster may have been off for a long time, so it is a long time.
+const MAX_AHEAD_AT_START_MS: u64 = 366 * 24 * 60 * 60 * 1000;
 
 struct Reign {
     token: Token,
@@ -110,17 +112,36 @@ impl OracleServer {
             return Ok(());
         }
         // Everything committed before this leadership is applied after this, so the ceiling is final.
-        self.group.ensure_leader().await?;
+        if self.group.ensure_leader().await?.token != token {
+            return Err(replaced());
+        }
+        let mut reign = self.reign.lock();
+        // Whoever came first keeps its oracle: a second one from the same ceiling would repeat timestamps.
+        // And a call that was overtaken by a newer leadership begins nothing.
+        if reign.as_ref().is_some_and(|reign| reign.token == token) || self.lead()? != token {
+            return Ok(());
+        }
         let ceiling = self.group.state().ceiling;
+        self.check_clock(ceiling)?;
+        *reign = Some(Reign { token, oracle: Oracle::new(ceiling), last_at_raise: ceiling });
+        Ok(())
+    }
+
+    /// Sets the clock to what the ceiling shows, and refuses one that is far past it.
+    fn check_clock(&self, ceiling: Timestamp) -> Result<()> {
         // Some leader's clock has shown this time: one that is behind goes on from there.
         let shown = PhysicalMs(ceiling.ms().saturating_sub(CEILING_AHEAD_MS));
         self.clock.lock().not_before(shown, self.monotonic_ms());
-        let mut reign = self.reign.lock();
-        // Whoever came first keeps its oracle: a second one from the same ceiling would repeat timestamps.
-        if reign.as_ref().is_none_or(|reign| reign.token != token) {
-            *reign = Some(Reign { token, oracle: Oracle::new(ceiling), last_at_raise: ceiling });
+        let ahead_ms = self.now().0.saturating_sub(ceiling.ms());
+        if ceiling == Timestamp::ZERO || ahead_ms <= MAX_AHEAD_AT_START_MS {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::unavailable(format!(
+            "this node's clock is {} days past the last timestamp of the cluster (limit {} days): set the clock right \
+             and restart the node",
+            ahead_ms / 86_400_000,
+            MAX_AHEAD_AT_START_MS / 86_400_000
+        )))
     }
 
     /// Raises the ceiling through the log, far enough for what could not be cut. Counts once applied.

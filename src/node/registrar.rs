@@ -48,8 +48,8 @@ async fn register(member: &Arc<Member>) -> Result<()> {
 ///
 /// `published` is what this node knows to be there: a node without the catalogue remembers what it wrote.
 async fn publish_led(member: &Arc<Member>, published: &mut HashMap<ShardId, ShardDescriptor>) -> Result<()> {
-    if member.host().group(ShardId::SYSTEM).is_some() {
-        *published = cluster_map::catalogue(member)?.into_iter().map(|shard| (shard.id, shard)).collect();
+    if let Some(system) = member.host().group(ShardId::SYSTEM) {
+        *published = cluster_map::catalogue(&system)?.into_iter().map(|shard| (shard.id, shard)).collect();
     }
     for group in member.host().groups() {
         let descriptor = group.state().descriptor.clone();

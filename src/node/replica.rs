@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
+use crate::engine::View;
 use crate::raft::{Group, Leadership};
 use crate::rpc::validate;
 use crate::shard::{self, Page, PageRequest};
@@ -51,7 +52,8 @@ impl Replica {
         let wait = self.sequencer.barrier().before_latest(key);
         self.serve(wait, deadline).await?;
         self.check_holds(key)?;
-        shard::get_latest(&*self.group.engine().view(), key)
+        let replica = self.group.replica();
+        shard::get_latest(&*replica.view()?, key)
     }
 
     /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. `Invalid` where they come
@@ -65,15 +67,15 @@ impl Replica {
         let wait = self.sequencer.barrier().before_snapshot(at);
         self.serve(wait, deadline).await?;
         keys.iter().try_for_each(|key| self.check_holds(key))?;
-        let view = self.group.engine().view();
-        let mut read_bytes = 0;
-        let read = keys.iter().map(|key| {
-            let record = shard::get_at(&*view, key, at)?;
-            read_bytes += key.len() + record.as_ref().map_or(0, |record| record.value.len());
-            validate::read_bytes(read_bytes)?;
-            Ok(record)
-        });
-        read.collect()
+        let replica = self.group.replica();
+        if let [key] = keys {
+            return Ok(vec![shard::get_at(&*replica.view()?, key, at)?]);
+        }
+        let keys = keys.to_vec();
+        // Many keys may mean many reads from disk: not on a thread that serves others.
+        tokio::task::spawn_blocking(move || get_all(&*replica.view()?, &keys, at))
+            .await
+            .map_err(broken_off)?
     }
 
     /// One page of rows as of `request.at`. The caller made sure that it is not in the future.
@@ -83,11 +85,11 @@ impl Replica {
         if !self.group.state().descriptor.range.covers(&request.range) {
             return Err(self.moved(None));
         }
-        let engine = self.group.engine().clone();
+        let replica = self.group.replica();
         // A page may read many rows from disk: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || shard::scan_page(&*engine.view(), &request)).await.map_err(
-            |error| Error::unavailable(format!("the scan was ended before it was done ({error}): retry")),
-        )?
+        tokio::task::spawn_blocking(move || shard::scan_page(&*replica.view()?, &request))
+            .await
+            .map_err(broken_off)?
     }
 
     /// A timestamp for a read that came just now (rule R2), or `at` after a check that it is no future one.
@@ -138,6 +140,23 @@ impl Replica {
         let leader = leader.and_then(|node| (self.resolve)(node));
         Error::moved(message, Moved { shard: Some(shard), leader })
     }
+}
+
+fn broken_off(error: tokio::task::JoinError) -> Error {
+    Error::unavailable(format!("the read was ended before it was done ({error}): retry"))
+}
+
+/// The versions of several keys; a reply that is too large for one message is refused.
+fn get_all(view: &dyn View, keys: &[Bytes], at: Timestamp) -> Result<Vec<Option<Record>>> {
+    let mut size_bytes = 0;
+    let mut records = Vec::with_capacity(keys.len());
+    for key in keys {
+        let record = shard::get_at(view, key, at)?;
+        size_bytes += key.len() + record.as_ref().map_or(0, |record| record.value.len());
+        validate::read_bytes(size_bytes)?;
+        records.push(record);
+    }
+    Ok(records)
 }
 
 /// `at`, or for zero a timestamp taken now: a read of several keys takes one after it came (rule R2).

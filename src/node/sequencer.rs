@@ -4,8 +4,10 @@
 //! Batches are proposed in the order in which their timestamps were asked for, so the timestamps of a
 //! shard's log rise strictly, across leaders too; apply refuses an entry whose do not.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -26,22 +28,31 @@ const MAX_ENTRY_BYTES: usize = 2 * 1024 * 1024;
 const MAX_BATCHES_UNDER_WAY: usize = 3;
 /// Commands that wait for a batch; more wait for a place.
 const QUEUE_LENGTH: usize = 4096;
+/// How often what waits is looked at while nothing moves.
+const STUCK_INTERVAL: Duration = Duration::from_millis(500);
+/// After so many looks in a row without word from a majority, callers are told rather than kept.
+const LOOKS_UNTIL_DOUBT: u32 = 3;
 
 /// Bytes of commands that may wait on a node at once, over all shards. Bounds memory under overload.
 #[derive(Clone)]
-pub struct Admission(Arc<Semaphore>);
+pub struct Admission {
+    units: Arc<Semaphore>,
+    limit_units: usize,
+}
 
 impl Admission {
     const UNIT_BYTES: usize = 1024;
 
     /// Admits commands of up to so many bytes together.
     pub fn new(limit_bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(limit_bytes / Self::UNIT_BYTES)))
+        let limit_units = (limit_bytes / Self::UNIT_BYTES).max(1);
+        Self { units: Arc::new(Semaphore::new(limit_units)), limit_units }
     }
 
     async fn admit(&self, size_bytes: usize, deadline: Instant) -> Result<OwnedSemaphorePermit> {
-        let units = size_bytes / Self::UNIT_BYTES + 1;
-        match tokio::time::timeout_at(deadline, self.0.clone().acquire_many_owned(units as u32)).await {
+        // A command larger than all that may wait goes alone, instead of never.
+        let units = (size_bytes / Self::UNIT_BYTES + 1).min(self.limit_units);
+        match tokio::time::timeout_at(deadline, self.units.clone().acquire_many_owned(units as u32)).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Error::unavailable(
                 "the node is overloaded: the command waited for a place until its deadline and was not \
@@ -56,7 +67,21 @@ struct Waiting {
     operation: Operation,
     deadline: Instant,
     answer: oneshot::Sender<Result<Outcome>>,
+    /// Whoever sets it first decides the command's fate: the sequencer that takes it into a batch, or the
+    /// caller that gives it up in the queue.
+    claimed: Arc<AtomicBool>,
     _admitted: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline <= now || self.answer.is_closed()
+    }
+
+    fn refuse(self, error: &Error) {
+        // Whoever asked may have gone at its deadline.
+        let _ = self.answer.send(Err(error.clone()));
+    }
 }
 
 /// Takes the commands of one shard on this node.
@@ -101,7 +126,9 @@ impl Sequencer {
     pub async fn execute(&self, id: RequestId, operation: Operation, deadline: Instant) -> Result<Outcome> {
         let admitted = self.admission.admit(operation.size_bytes(), deadline).await?;
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { id, operation, deadline, answer, _admitted: admitted };
+        let claimed = Arc::new(AtomicBool::new(false));
+        let waiting =
+            Waiting { id, operation, deadline, answer, claimed: claimed.clone(), _admitted: admitted };
         let stopping = || Error::unavailable("the node is stopping: ask another node");
         match tokio::time::timeout_at(deadline, self.queue.send(waiting)).await {
             Ok(Ok(())) => {}
@@ -111,6 +138,7 @@ impl Sequencer {
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Error::undetermined("the node stopped before it learnt the command's outcome")),
+            Err(_) if !claimed.swap(true, Ordering::AcqRel) => Err(overdue()),
             Err(_) => Err(Error::undetermined(
                 "the deadline passed before the command's outcome was known: it may still take effect; retry \
                  with the same request id, or read before doing it again",
@@ -133,13 +161,46 @@ struct Task {
 
 impl Task {
     async fn run(self, mut queue: mpsc::Receiver<Waiting>) {
-        let mut held: Option<Waiting> = None;
+        let mut waiting = VecDeque::new();
         loop {
             // A place first, then the batch: what comes while all places are taken joins the next batch.
-            let Ok(place) = self.under_way.clone().acquire_owned().await else { return };
-            let Some(batch) = gather(&mut queue, &mut held).await else { return };
+            let Some(place) = self.place(&mut queue, &mut waiting).await else { return };
+            let Some(batch) = gather(&mut queue, &mut waiting).await else { return };
             self.propose(batch, place).await;
         }
+    }
+
+    /// Waits for a place. A leader that is cut off keeps its batches under way for as long as it is: what
+    /// waits behind them is told so, and what nobody waits for any more gives back its memory.
+    async fn place(
+        &self,
+        queue: &mut mpsc::Receiver<Waiting>,
+        waiting: &mut VecDeque<Waiting>,
+    ) -> Option<OwnedSemaphorePermit> {
+        let mut doubt = Doubt::default();
+        loop {
+            let place = self.under_way.clone().acquire_owned();
+            if let Ok(place) = tokio::time::timeout(STUCK_INTERVAL, place).await {
+                return place.ok();
+            }
+            while let Ok(next) = queue.try_recv() {
+                waiting.push_back(next);
+            }
+            let now = Instant::now();
+            waiting.retain(|waiting| !waiting.is_over(now));
+            if doubt.look(&self.group).await {
+                let doubtful = self.out_of_touch();
+                waiting.drain(..).for_each(|waiting| waiting.refuse(&doubtful));
+            }
+        }
+    }
+
+    fn out_of_touch(&self) -> Error {
+        Error::unavailable(format!(
+            "this node leads shard {} but has lost touch with the majority of its replicas: nothing was done; \
+             another node may lead it already, retry there",
+            self.group.id()
+        ))
     }
 
     async fn propose(&self, mut batch: Vec<Waiting>, place: OwnedSemaphorePermit) {
@@ -149,10 +210,8 @@ impl Task {
             Leadership::Stopped { fault } => return refuse(batch, &stopped(&fault)),
         };
         let now = Instant::now();
-        batch.retain(|waiting| !waiting.answer.is_closed());
-        let (late, mut batch): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|waiting| waiting.deadline <= now);
-        refuse(late, &overdue());
+        // A caller whose deadline is past tells itself that the command was still in the queue.
+        batch.retain(|waiting| !waiting.is_over(now) && !waiting.claimed.swap(true, Ordering::AcqRel));
         if batch.is_empty() {
             return;
         }
@@ -190,23 +249,56 @@ impl Task {
 }
 
 /// Takes what is waiting, up to the limits of an entry; `None` once the sequencer is gone.
-async fn gather(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
-    let first = match held.take() {
-        Some(waiting) => waiting,
-        None => queue.recv().await?,
-    };
-    let mut size_bytes = first.operation.size_bytes();
-    let mut batch = vec![first];
+async fn gather(
+    queue: &mut mpsc::Receiver<Waiting>,
+    waiting: &mut VecDeque<Waiting>,
+) -> Option<Vec<Waiting>> {
+    if waiting.is_empty() {
+        waiting.push_back(queue.recv().await?);
+    }
+    let mut size_bytes = 0;
+    let mut batch = Vec::new();
     while batch.len() < MAX_BATCH_COMMANDS {
-        let Ok(next) = queue.try_recv() else { break };
+        if waiting.is_empty() {
+            let Ok(next) = queue.try_recv() else { break };
+            waiting.push_back(next);
+        }
+        let Some(next) = waiting.front() else { break };
         size_bytes += next.operation.size_bytes();
-        if size_bytes > MAX_ENTRY_BYTES {
-            *held = Some(next);
+        if size_bytes > MAX_ENTRY_BYTES && !batch.is_empty() {
             break;
         }
-        batch.push(next);
+        batch.extend(waiting.pop_front());
     }
     Some(batch)
+}
+
+/// Whether a leader has been out of touch with the majority for too long to keep callers waiting.
+#[derive(Default)]
+struct Doubt {
+    looks: u32,
+}
+
+impl Doubt {
+    /// Looks once; true after several looks in a row without word from a majority.
+    async fn look(&mut self, group: &Group) -> bool {
+        match tokio::time::timeout(STUCK_INTERVAL, group.ensure_leader()).await {
+            Ok(Ok(_)) => self.looks = 0,
+            Ok(Err(_)) | Err(_) => self.looks += 1,
+        }
+        self.looks >= LOOKS_UNTIL_DOUBT
+    }
+
+    /// Returns once there is doubt.
+    async fn arises(group: &Group) {
+        let mut doubt = Self::default();
+        loop {
+            tokio::time::sleep(STUCK_INTERVAL).await;
+            if doubt.look(group).await {
+                return;
+            }
+        }
+    }
 }
 
 /// A proposed batch until its outcomes are known.
@@ -218,11 +310,21 @@ struct Following {
 }
 
 impl Following {
-    async fn follow(self, proposal: Proposal, batch: Vec<Waiting>, moved: Error) {
-        match proposal.await {
+    async fn follow(self, mut proposal: Proposal, mut batch: Vec<Waiting>, moved: Error) {
+        let outcomes = tokio::select! {
+            outcomes = &mut proposal => outcomes,
+            () = Doubt::arises(&self.group) => {
+                // The callers may find the next leader; the batch stays registered until its fate is known.
+                refuse(std::mem::take(&mut batch), &unknown("it lost touch with the majority"));
+                proposal.await
+            }
+        };
+        match outcomes {
             Ok(outcomes) => {
-                let unanswered = batch.len().saturating_sub(outcomes.len());
-                debug_assert_eq!(unanswered, 0, "apply answers every command");
+                debug_assert!(
+                    batch.is_empty() || batch.len() == outcomes.len(),
+                    "apply answers every command"
+                );
                 self.ticket.settle(Fate::Settled);
                 for (waiting, outcome) in batch.into_iter().zip(outcomes) {
                     // Whoever asked may have gone at its deadline.
@@ -253,9 +355,7 @@ impl Following {
 }
 
 fn refuse(batch: Vec<Waiting>, error: &Error) {
-    for waiting in batch {
-        let _ = waiting.answer.send(Err(error.clone()));
-    }
+    batch.into_iter().for_each(|waiting| waiting.refuse(error));
 }
 
 fn stopped(fault: &str) -> Error {

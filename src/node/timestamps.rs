@@ -5,6 +5,7 @@
 //! always larger than every one handed out before it was asked for. An answer that comes after its
 //! request was given up is dropped, and leftovers are never used later.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::types::{Error, Result, Timestamp};
 
 /// How long one request to the oracle may take before it is given up.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
+/// The most timestamps that one request asks for; asks beyond go into the next one.
+pub const MAX_COUNT: u64 = 65_536;
 /// Asks that may wait at once; more wait for a place.
 const QUEUE_LENGTH: usize = 16 * 1024;
 
@@ -84,9 +87,16 @@ impl Timestamps {
 }
 
 async fn coalesce(mut queue: mpsc::Receiver<Ask>, source: Arc<dyn Source>, seen: Arc<Seen>) {
-    let mut asks = Vec::new();
-    while queue.recv_many(&mut asks, QUEUE_LENGTH).await > 0 {
-        let total = asks.iter().map(|ask| ask.count).sum();
+    let mut waiting = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            let Some(ask) = queue.recv().await else { return };
+            waiting.push_back(ask);
+        }
+        while let Ok(ask) = queue.try_recv() {
+            waiting.push_back(ask);
+        }
+        let (mut asks, total) = one_request(&mut waiting);
         let answer = match tokio::time::timeout(REQUEST_TIMEOUT, source.cut(total)).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::unavailable(format!(
@@ -112,6 +122,21 @@ async fn coalesce(mut queue: mpsc::Receiver<Ask>, source: Arc<dyn Source>, seen:
             }
         }
     }
+}
+
+/// The asks at the front that fit into one request, at least one, and how many timestamps they want.
+fn one_request(waiting: &mut VecDeque<Ask>) -> (Vec<Ask>, u64) {
+    let mut total = 0;
+    let fitting = waiting.iter().take_while(|ask| {
+        total += ask.count;
+        total <= MAX_COUNT
+    });
+    let asks: Vec<Ask> = {
+        let count = fitting.count().max(1);
+        waiting.drain(..count).collect()
+    };
+    let total = asks.iter().map(|ask| ask.count).sum();
+    (asks, total)
 }
 
 #[cfg(test)]
@@ -168,5 +193,19 @@ mod tests {
         assert_eq!(given, [3, 4, 5, 6, 7]);
         assert_eq!(*source.sizes.lock(), [2, 5]);
         assert_eq!(timestamps.newest_seen(), Timestamp(7));
+    }
+
+    #[tokio::test]
+    async fn more_than_one_request_can_ask_for_goes_into_the_next() {
+        let source = Arc::new(Gated::default());
+        let timestamps = Timestamps::start(source.clone());
+        let takes = (0..3).map(|_| timestamps.take(MAX_COUNT / 2));
+        let mut firsts: Vec<u64> = Vec::new();
+        for first in futures::future::join_all(takes).await {
+            firsts.push(first.expect("answered").0);
+        }
+        firsts.sort_unstable();
+        assert_eq!(firsts, [1, 1 + MAX_COUNT / 2, 1 + MAX_COUNT]);
+        assert!(source.sizes.lock().iter().all(|size| *size <= MAX_COUNT), "{:?}", source.sizes.lock());
     }
 }

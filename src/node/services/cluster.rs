@@ -100,7 +100,8 @@ fn groups(core: &Core, wanted: Option<ShardId>) -> Result<Vec<Arc<Group>>> {
 }
 
 fn checksum(group: &Group) -> Result<v1::ReplicaChecksum> {
-    let view = group.engine().view();
+    let replica = group.replica();
+    let view = replica.view()?;
     let applied = applied_in(&*view, group.id())?;
     let sum = shard::checksum_rows(&*view, &applied.state.descriptor.range)?;
     Ok(v1::ReplicaChecksum {
@@ -121,8 +122,9 @@ fn applied_in(view: &dyn View, shard: ShardId) -> Result<AppliedRecord> {
 
 fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, Status>>) {
     let send = |message| rows.blocking_send(message).is_ok();
-    let view = group.engine().view();
+    let replica = group.replica();
     let scanned = || -> Result<()> {
+        let view = replica.view()?;
         let applied = applied_in(&*view, group.id())?;
         let mut request = PageRequest {
             range: users_part(&applied.state.descriptor.range),

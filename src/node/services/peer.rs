@@ -26,11 +26,14 @@ impl Node for PeerService {
     }
 
     async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptReply>, Status> {
-        let part = forming::check_part(self.0.record().store, request.into_inner());
-        let adopted = match part {
-            Ok(part) => self.0.adopt(part).await,
-            Err(error) => Err(error),
-        };
+        let core = self.0.clone();
+        // Goes on where the caller gives up: half an adoption would leave a node that is nothing.
+        let adopting = tokio::spawn(async move {
+            core.adopt(forming::check_part(core.record().store, request.into_inner())?).await
+        });
+        let adopted = adopting
+            .await
+            .map_err(|error| Status::internal(format!("the adoption was broken off: {error}")))?;
         adopted.map(|()| Response::new(AdoptReply {})).map_err(|error| convert::error_to_status(&error))
     }
 
