@@ -230,7 +230,7 @@ async fn headers_are_checked() {
     let many = v1::GetManyRequest { header: elsewhere, keys: vec!["k".into()], ..Default::default() };
     refused("reads of another cluster", kv.get_many(many).await, Denied, &[other]);
     let builder = Client::builder().endpoints([addr.clone()]).cluster_id(other.parse().expect("an id"));
-    let error = builder.connect().await.err().expect("refused");
+    let error = builder.connect().await.expect_err("refused");
     check("a client of another cluster", &error, Denied, &[other, own.as_str()]);
     let output = crate::support::kvorum()
         .args(["--endpoints", addr, "--cluster-id", other, "get", "k"])

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::Cluster;
+use crate::support::{Cluster, Process};
 
 /// The directory of this build's binaries: `target/debug`.
 fn build_dir() -> PathBuf {
@@ -84,17 +84,16 @@ async fn the_python_example_puts_gets_and_scans() {
         let text = output(Command::new(&python).arg(source.join("kvorum_example.py")).arg(endpoint));
         assert_eq!(text, "put, got and scanned 100 rows\n");
     }
-    // An error of the store is told by its kind.
-    let mut cluster = cluster;
-    let endpoint = cluster.nodes[2].grpc.clone();
-    for at in 0..2 {
-        cluster.kill(at);
-    }
-    let failed =
-        Command::new(&python).arg(source.join("kvorum_example.py")).arg(endpoint).output().expect("run");
+    // An error of the store is told by its kind: this node belongs to no cluster.
+    let mut alone = Process::new(cluster.dir.path(), "alone");
+    alone.join = vec![alone.grpc.clone()];
+    alone.start();
+    alone.wait_state("waiting").await;
+    let mut example = Command::new(&python);
+    let failed = example.arg(source.join("kvorum_example.py")).arg(&alone.grpc).output().expect("run");
     let told = String::from_utf8_lossy(&failed.stderr);
-    assert!(!failed.status.success(), "it succeeded with two of three nodes down");
-    assert!(told.contains("unavailable") || told.contains("DEADLINE_EXCEEDED"), "{told}");
+    assert!(!failed.status.success(), "it succeeded without a cluster");
+    assert!(told.contains("UNAVAILABLE (unavailable): ") && told.contains("cluster init"), "{told}");
 }
 
 /// A Python that has what the example needs, in an environment of its own beside the build; made once.

@@ -112,7 +112,7 @@ async fn slow_sessions(node: &Process, client: &Client) {
     for (what, request, count, most_mib) in [
         ("scan pages", page, 1000, MOST_MIB),
         ("values", value, 600, MOST_MIB),
-        ("batches", batch, 40, 3 * MOST_MIB),
+        ("batches", batch, 25, 3 * MOST_MIB),
     ] {
         let before = Memory::of(node);
         forget_peak(node);
@@ -184,13 +184,13 @@ async fn a_flood_of_large_writes_waits_at_its_sender() {
     forget_peak(node);
     let mut session = Session::open(&node.grpc).await;
     let send = async {
-        for _ in 0..60 {
+        for _ in 0..40 {
             session.send(Request::Batch(batch.clone())).await;
         }
     };
     tokio::join!(send, others_are_served(&client, "flood"));
     let mut answered = 0;
-    while answered < 60 {
+    while answered < 40 {
         for reply in session.message().await.expect("no error").expect("replies").replies {
             match reply.reply {
                 Some(Reply::Batch(batch)) => assert!(!batch.succeeded),
@@ -203,7 +203,7 @@ async fn a_flood_of_large_writes_waits_at_its_sender() {
             answered += 1;
         }
     }
-    check_growth("900 MiB of writes in one session", node, before, 600);
+    check_growth("600 MiB of writes in one session", node, before, 500);
 }
 
 /// 10,000 connections, open at once, half of which have said nothing and half of which speak HTTP/2 and ask
@@ -264,6 +264,7 @@ async fn a_node_out_of_files_serves_on() {
     let cluster = Cluster::start(1, 8).await;
     let node = &cluster.nodes[0];
     let client = cluster.client().await;
+    others_are_served(&client, "before").await;
     let pid = Pid::from_raw(i32::try_from(node.pid()).expect("a process id"));
     let limit = getrlimit(Resource::Nofile);
     let few = Rlimit { current: Some(open_files(node) as u64 + 20), maximum: limit.maximum };
