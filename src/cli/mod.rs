@@ -28,6 +28,7 @@ mod supervise;
 mod verify;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind as UsageKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -36,6 +37,9 @@ use crate::Error;
 use context::{Context, GlobalArgs};
 use failure::{Done, Failure};
 use output::Format;
+
+/// How long a node that has stopped may take to close its store.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,9 +116,16 @@ pub fn main() -> ExitCode {
             return Failure::from(error).report(cli.global.output);
         }
     };
+    let serves = matches!(cli.command, Command::Serve(_));
     let done = runtime.block_on(run(cli.command, &context));
-    // A thread that waits for standard input must not hold the process.
-    runtime.shutdown_background();
+    if serves {
+        // The store is closed by the last task that used it, which must be before the process ends: RocksDB
+        // aborts where it is closed while the program's static objects are already being destroyed.
+        runtime.shutdown_timeout(CLOSE_PATIENCE);
+    } else {
+        // A thread that waits for standard input must not hold the process.
+        runtime.shutdown_background();
+    }
     match done {
         Ok(done) => done.into(),
         Err(failure) => failure.report(cli.global.output),

@@ -1,5 +1,6 @@
 //! `kvorum serve`: run a node until SIGTERM or Ctrl-C.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -142,7 +142,7 @@ pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     if args.stop_on_stdin_eof {
-        stop_on_stdin_eof(stop.clone());
+        stop_on_stdin_eof(stop.clone())?;
     }
     let late = Arc::new(LateNode::default());
     let (http_addr, gateway) = start_gateway(settings.http.as_deref(), late.clone(), stop.clone()).await?;
@@ -229,13 +229,17 @@ pub fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     Ok(())
 }
 
-fn stop_on_stdin_eof(stop: CancellationToken) {
-    tokio::spawn(async move {
-        let mut stdin = tokio::io::stdin();
+/// On a thread of its own: one of the runtime that waits for input would hold up its end.
+fn stop_on_stdin_eof(stop: CancellationToken) -> Result<()> {
+    let wait = move || {
         let mut ignored = [0_u8; 64];
-        while matches!(stdin.read(&mut ignored).await, Ok(read) if read > 0) {}
+        while matches!(std::io::stdin().read(&mut ignored), Ok(read) if read > 0) {}
         stop.cancel();
-    });
+    };
+    let thread = std::thread::Builder::new().name("stdin".to_string()).spawn(wait);
+    thread
+        .map(|_| ())
+        .map_err(|error| Error::unavailable(format!("standard input can't be watched: {error}")))
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use crate::rpc::v1::session_reply::Reply;
 use crate::types::{RequestId, Timestamp};
 
 /// After so long without a fresh timestamp, one is asked for before the next write: the id's timestamp
-/// bounds the server's search for an earlier attempt, and an id that is too old is refused (rule R7).
-const STALE_AFTER: Duration = Duration::from_secs(10);
+/// bounds the server's search for an earlier attempt, which is a walk over all versions that the key got
+/// since (rule R8), and an id that is too old is refused (rule R7).
+const STALE_AFTER: Duration = Duration::from_secs(1);
 
 /// The newest timestamp seen, and when it last was a fresh one.
 pub(super) struct Seen {

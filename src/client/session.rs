@@ -34,9 +34,11 @@ const MESSAGE_BYTES: usize = 256 * 1024;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A peer that does not answer pings for this long is given up, and the calls under way with it.
-const PING_EVERY: Duration = Duration::from_secs(2);
-const PING_WITHIN: Duration = Duration::from_secs(3);
+/// A silent peer is asked this often; one that does not answer within the second time is given up, and the
+/// calls under way with it. A machine that lost its power says nothing, and by the time it is given up the
+/// others have elected a leader.
+const PING_EVERY: Duration = Duration::from_millis(1500);
+const PING_WITHIN: Duration = Duration::from_millis(1500);
 const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 

@@ -1,6 +1,6 @@
 //! What a node is from its start to its end: it waits for a cluster, or is a member of one.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
@@ -29,10 +29,16 @@ const SESSIONS_KIB: usize = 256 * 1024;
 /// The pause between two rounds over the nodes to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long `close` waits for the last task to let go of the store, and how often it looks.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+const CLOSE_POLL: Duration = Duration::from_millis(2);
+
 /// The parts that every service of a node shares.
 pub struct Core {
     config: NodeConfig,
     engine: SharedEngine,
+    /// Gone once the store is closed.
+    store_open: Weak<()>,
     identity: Mutex<Identity>,
     /// This node's own record; its id is 0 until the cluster gives one.
     own: NodeRecord,
@@ -47,10 +53,17 @@ pub struct Core {
 
 impl Core {
     /// A core on an open store. Nothing runs yet.
-    pub fn new(config: NodeConfig, engine: SharedEngine, identity: Identity, own: NodeRecord) -> Arc<Self> {
+    pub fn new(
+        config: NodeConfig,
+        engine: SharedEngine,
+        store_open: Weak<()>,
+        identity: Identity,
+        own: NodeRecord,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             engine,
+            store_open,
             identity: Mutex::new(identity),
             own,
             member: watch::Sender::new(None),
@@ -406,6 +419,43 @@ impl Core {
     async fn system(&self, member: &Arc<Member>, operation: Operation) -> Result<Outcome> {
         let id = RequestId { seen: member.timestamps().take(1).await?, unique: rand::random() };
         member.execute_system(id, operation).await
+    }
+
+    /// Has everything stop in the background: for who is dropped without being stopped. Without it, the
+    /// groups would run on and hold the store for as long as the runtime lives.
+    pub fn stop_in_background(self: &Arc<Self>) {
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        self.stopping.cancel();
+        // Outside a runtime, or in one that ends, the tasks end with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let core = self.clone();
+            runtime.spawn(async move {
+                if let Err(error) = core.shutdown().await {
+                    tracing::error!(%error, "a store that was dropped did not stop well");
+                }
+            });
+        }
+    }
+
+    /// Stops everything, and waits until the store is closed, so that it can be opened again.
+    pub async fn close(self: Arc<Self>) -> Result<()> {
+        let stopped = self.shutdown().await;
+        let open = self.store_open.clone();
+        drop(self);
+        let give_up_at = Instant::now() + CLOSE_PATIENCE;
+        // The tasks that used it end one after the other, and nothing tells when the last has.
+        while open.strong_count() > 0 {
+            if Instant::now() >= give_up_at {
+                return Err(Error::unavailable(format!(
+                    "the store has stopped, but is still in use after {} s",
+                    CLOSE_PATIENCE.as_secs()
+                )));
+            }
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+        stopped
     }
 
     /// Stops everything, and writes what is buffered to disk.

@@ -55,20 +55,24 @@ impl Embedded {
         self.client.clone()
     }
 
-    /// Stops the store and writes what is buffered to disk. Dropped without, it ends like a crash, which
-    /// loses nothing acknowledged.
+    /// Stops the store, writes what is buffered to disk, and lets go of the directory: it can be opened
+    /// again, by any process. Dropped without, it stops in the background; nothing acknowledged is lost
+    /// then either.
     ///
     /// # Errors
     ///
-    /// What the store says while it is flushed.
+    /// What the store says while it is flushed; `Unavailable` where something goes on using it.
     pub async fn close(self) -> Result<()> {
-        self.core.shutdown().await
+        let core = self.core.clone();
+        core.stopping().cancel();
+        drop(self);
+        core.close().await
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.core.stopping().cancel();
+        self.core.stop_in_background();
     }
 }
 

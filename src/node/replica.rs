@@ -10,10 +10,10 @@ use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
 use crate::engine::View;
 use crate::raft::{Group, Leadership};
-use crate::rpc::validate;
 use crate::shard::{self, Page, PageRequest};
 use crate::types::{
     Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp,
+    limits,
 };
 
 /// Finds a node's address.
@@ -56,8 +56,8 @@ impl Replica {
         shard::get_latest(&*replica.view()?, key)
     }
 
-    /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. `Invalid` where they come
-    /// to more bytes than one reply may have.
+    /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. Where all would be
+    /// too large for one reply there are fewer than keys, at least one: the caller asks for the rest.
     pub async fn get_at(
         &self,
         keys: &[Bytes],
@@ -146,14 +146,17 @@ fn broken_off(error: tokio::task::JoinError) -> Error {
     Error::unavailable(format!("the read was ended before it was done ({error}): retry"))
 }
 
-/// The versions of several keys; a reply that is too large for one message is refused.
+/// The versions of the keys from the front, at least one, as long as they fit into one reply: the caller
+/// asks for the rest at the same timestamp.
 fn get_all(view: &dyn View, keys: &[Bytes], at: Timestamp) -> Result<Vec<Option<Record>>> {
     let mut size_bytes = 0;
     let mut records = Vec::with_capacity(keys.len());
     for key in keys {
         let record = shard::get_at(view, key, at)?;
-        size_bytes += key.len() + record.as_ref().map_or(0, |record| record.value.len());
-        validate::read_bytes(size_bytes)?;
+        size_bytes += record.as_ref().map_or(0, |record| record.value.len());
+        if size_bytes > limits::MAX_BATCH_BYTES && !records.is_empty() {
+            break;
+        }
         records.push(record);
     }
     Ok(records)

@@ -31,8 +31,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// HTTP/2 streams of one connection at once.
 const MAX_STREAMS: u32 = 1024;
 
-/// A running node. Dropped without [`shutdown`](Node::shutdown), it ends like a crashed one, which loses
-/// nothing acknowledged.
+/// A running node. Dropped without [`shutdown`](Node::shutdown), it stops in the background, and calls are
+/// cut off; nothing acknowledged is lost.
 pub struct Node {
     core: Arc<Core>,
     addr: SocketAddr,
@@ -115,7 +115,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.core.stopping().cancel();
+        self.core.stop_in_background();
         if let Some(server) = &self.server {
             server.abort();
         }
@@ -134,6 +134,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudge
     let engine = tokio::task::spawn_blocking(move || RocksEngine::open(&store_dir, &options))
         .await
         .map_err(|error| Error::corrupt(format!("opening the store was broken off: {error}")))??;
+    let store_open = engine.open_mark();
     let engine: SharedEngine = Arc::new(engine);
     let own = NodeRecord {
         id: NodeId(0),
@@ -143,7 +144,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudge
         zone: config.zone.clone(),
         version: env!("CARGO_PKG_VERSION").to_string(),
     };
-    Ok(Core::new(config, engine, identity, own))
+    Ok(Core::new(config, engine, store_open, identity, own))
 }
 
 async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) -> Result<()> {

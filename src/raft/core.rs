@@ -1,11 +1,14 @@
 //! A running Raft core of a group, and what is read from it without asking it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::impls::{EmptyNode, EntryPayload};
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Instant, RaftMetrics};
+use openraft::{Instant, Membership, RaftMetrics};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
@@ -16,11 +19,16 @@ use super::log_store::{DEFAULT_CACHE_BYTES, LogStore};
 use super::log_writer::LogWriter;
 use super::machine::{Replica, ReplicaMachine};
 use super::network::NetworkFactory;
+use super::records::AppliedRecord;
 use super::transfer::Courier;
 use super::transport::Transport;
+use super::wakefulness::Wakefulness;
 use super::{Timing, TypeConfig};
 use crate::engine::SharedEngine;
 use crate::types::{Error, NodeId, Result, ShardId};
+
+/// The log behind what was applied is searched in parts of about so many bytes.
+const SEARCH_BYTES: u64 = 2 * 1024 * 1024;
 
 /// What all groups of a node share.
 pub(super) struct Env {
@@ -30,8 +38,18 @@ pub(super) struct Env {
     pub courier: Arc<Courier>,
     pub own: NodeId,
     pub timing: Timing,
+    pub wakefulness: Wakefulness,
     /// The node is shutting down: nothing is started again.
     pub closing: CancellationToken,
+}
+
+impl Env {
+    /// How old the newest word of a quorum may be for a read: not from before the machine last slept. Ask
+    /// this first, and for the age after it.
+    pub fn lease_trusted_for(&self) -> Duration {
+        let awake = self.wakefulness.look(tokio::time::Instant::now(), std::time::SystemTime::now());
+        self.timing.read_lease().min(awake)
+    }
 }
 
 pub(super) type GroupRaft = Raft<TypeConfig, ReplicaMachine>;
@@ -44,32 +62,43 @@ pub(super) struct Core {
     pub replica: Arc<Replica>,
     pub log: Arc<Log>,
     pub gate: Gate,
+    /// Transfers of the leadership under way. Followers are released from their promise by one, so the
+    /// lease is worth nothing then. One that ended with the core, who knows how, counts for ever.
+    pub transfers: AtomicUsize,
     /// Is cancelled when the state machine is gone, and with it the last writer of the replica's rows.
     machine_gone: CancellationToken,
 }
 
 impl Core {
     /// Opens what is on disk and starts Raft on it.
+    ///
+    /// # Errors
+    ///
+    /// The log writer's where it has failed: it stays failed, so nothing starts until the node does.
     pub async fn start(env: &Arc<Env>, shard: ShardId) -> Result<Self> {
+        // What a failed sync left is readable and not on disk. Raft takes everything that it finds in the
+        // log for safe, so it must find nothing that was not synced.
+        env.writer.write_synced(crate::engine::Batch::new()).await?;
         let opening = {
-            let (engine, writer) = (Arc::clone(&env.engine), Arc::clone(&env.writer));
-            tokio::task::spawn_blocking(move || open(engine, writer, shard))
+            let (engine, writer, own) = (Arc::clone(&env.engine), Arc::clone(&env.writer), env.own);
+            tokio::task::spawn_blocking(move || {
+                let machine = ReplicaMachine::open(Arc::clone(&engine), Arc::clone(&writer), shard)?;
+                let log_store = LogStore::open(engine, writer, shard, DEFAULT_CACHE_BYTES)?;
+                let only_voter = is_only_voter(own, &machine.replica().applied(), &log_store.log())?;
+                Ok::<_, Error>((machine, log_store, only_voter))
+            })
         };
-        let (machine, log_store) = opening
+        let (machine, log_store, only_voter) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening shard {shard} was cut short: {error}")))??;
         let (replica, log) = (machine.replica(), log_store.log());
         let machine_gone = machine.gone();
-        let gate = {
-            let members = &replica.applied().membership;
-            let only_voter = members.membership().voter_ids().eq([env.own]);
-            Gate::at_start(
-                log.state.lock().vote.is_some(),
-                only_voter,
-                tokio::time::Instant::now(),
-                env.timing.election_max,
-            )
-        };
+        let gate = Gate::at_start(
+            log.state.lock().vote.is_some(),
+            only_voter,
+            tokio::time::Instant::now(),
+            env.timing.election_max,
+        );
         let network = NetworkFactory {
             transport: Arc::clone(&env.transport),
             courier: Arc::clone(&env.courier),
@@ -90,7 +119,7 @@ impl Core {
             });
         }
         let metrics = raft.metrics();
-        Ok(Self { raft, metrics, replica, log, gate, machine_gone })
+        Ok(Self { raft, metrics, replica, log, gate, transfers: AtomicUsize::new(0), machine_gone })
     }
 
     /// A copy of openraft's picture of the replica.
@@ -101,10 +130,19 @@ impl Core {
     /// Whether this replica leads by a lease that is certain to hold, and how far it must have applied.
     /// Costs no message to the core. See [`Group::ensure_leader`](super::Group::ensure_leader).
     pub fn lease_point(&self, env: &Env) -> Option<ReadPoint> {
+        // Looked at before the picture. Whoever asks after another leader has acknowledged a write finds
+        // either a transfer under way, or one that has ended, and then a picture that knows of its end. One
+        // that begins after this look goes on beside the read, which may then be answered as of now.
+        if self.transfers.load(Ordering::SeqCst) != 0 {
+            return None;
+        }
         let metrics = self.metrics.borrow_watched();
+        // A core that died leaves its last picture behind.
+        metrics.running_state.as_ref().ok()?;
         let token = leading_token(&metrics)?;
         // When the messages were sent that a quorum has answered.
-        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < env.timing.read_lease());
+        let trusted = env.lease_trusted_for();
+        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < trusted);
         // The only voter of a group needs nobody's word.
         let sets = metrics.membership_config.membership().get_joint_config();
         let alone = || sets.iter().all(|set| set.len() == 1 && set.contains(&env.own));
@@ -127,8 +165,25 @@ impl Core {
     }
 }
 
-fn open(engine: SharedEngine, writer: Arc<LogWriter>, shard: ShardId) -> Result<(ReplicaMachine, LogStore)> {
-    let machine = ReplicaMachine::open(Arc::clone(&engine), Arc::clone(&writer), shard)?;
-    let log_store = LogStore::open(engine, writer, shard, DEFAULT_CACHE_BYTES)?;
-    Ok((machine, log_store))
+/// Whether no other node has a vote in the group. Raft goes by the last membership in its log, applied or
+/// not; and as long as that is not committed, a truncation brings back the one before it. So all of them
+/// count, from the applied one on.
+pub(super) fn is_only_voter(own: NodeId, applied: &AppliedRecord, log: &Log) -> Result<bool> {
+    let alone = |membership: &Membership<NodeId, EmptyNode>| membership.voter_ids().eq([own]);
+    if !alone(applied.membership.membership()) {
+        return Ok(false);
+    }
+    let mut next = applied.last_log_id.map_or(0, |log_id| log_id.index + 1);
+    loop {
+        let entries = log.read(next, u64::MAX, SEARCH_BYTES)?;
+        let Some(last) = entries.last() else { return Ok(true) };
+        next = last.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Membership(membership) = &entry.payload
+                && !alone(membership)
+            {
+                return Ok(false);
+            }
+        }
+    }
 }

@@ -11,8 +11,9 @@
 //! after a fault has forgotten as much.
 //!
 //! Free of it are a replica with no stored vote (it has never answered a leader: an answer comes after
-//! the vote was synced) and the only voter of a group (nobody else can be elected without it). A vote that
-//! the leader itself asks for, handing over its leadership, passes: that leader has stopped to serve.
+//! the vote was synced) and the only voter of a group, by every membership that may be in force (nobody
+//! else can be elected without it). A vote that the leader itself asks for, handing over its leadership,
+//! passes: that leader has stopped to serve.
 
 use std::time::Duration;
 

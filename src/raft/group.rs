@@ -1,7 +1,7 @@
 //! A group: this node's replica of one shard, and everything the node does with it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,9 +49,6 @@ pub struct Group {
     /// Why the core stopped last; empty where it never did.
     fault: Mutex<String>,
     restarts: AtomicU64,
-    /// Transfers of the leadership under way. Followers are released from their promise by one, so the
-    /// lease is worth nothing then.
-    transfers: AtomicUsize,
 }
 
 impl Group {
@@ -65,7 +62,6 @@ impl Group {
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
             fault: Mutex::new(String::new()),
             restarts: AtomicU64::new(0),
-            transfers: AtomicUsize::new(0),
         });
         tokio::spawn(supervision::supervise(Arc::clone(&group)));
         Ok(group)
@@ -158,7 +154,11 @@ impl Group {
     /// it keeps the promise over a restart by the lease gate (`gate`). Any other leader needs a vote from
     /// one of them, so none is elected before t + `election_max`, as the clocks of those replicas measure
     /// it. The clocks are monotonic, only their speed counts, and reads stop at 0.8 of the time, so one
-    /// clock may run a quarter faster than another. A leader that hands its leadership over releases the
+    /// clock may run a quarter faster than another. They stand still while a machine is suspended: a leader
+    /// that wakes up would take its lease for as young as before. So a lease is void where the wall clock has
+    /// moved much further than the monotonic one since (`wakefulness`), and a quorum is asked instead. What
+    /// remains is a sleep that begins after this check and before the read it was for: whoever lets machines
+    /// with leaders sleep must not rely on reads of that moment. A leader that hands its leadership over releases the
     /// others from their promise; so from before that is asked for until the leadership has gone, the
     /// question goes to the core, which then says no. The leader counts as such only once an entry of its
     /// own leadership is applied (so a restarted one, whose stored vote still names it, does not), and a
@@ -191,12 +191,13 @@ impl Group {
     /// As [`ensure_leader`](Self::ensure_leader).
     pub async fn read_point(&self) -> Result<ReadPoint> {
         let core = self.core();
-        if self.transfers.load(Ordering::SeqCst) == 0
-            && let Some(point) = core.lease_point(&self.env)
-        {
+        if let Some(point) = core.lease_point(&self.env) {
             return Ok(point);
         }
-        let option = LinearizerOption::new(Some(self.env.timing.read_lease()), true);
+        // The core does not look at the wall clock: right after a sleep it must not go by its own lease.
+        let slept = self.env.lease_trusted_for() < self.env.timing.read_lease();
+        let age = if slept { Duration::ZERO } else { self.env.timing.read_lease() };
+        let option = LinearizerOption::new(Some(age), true);
         match core.raft.get_read_linearizer(option).await {
             Ok(linearizer) => {
                 let log_id = *linearizer.read_log_id().log_id();
@@ -369,10 +370,11 @@ impl Group {
     /// Asks for the transfer, and returns when this replica does not lead any more. Runs in a task of its
     /// own: as long as it may be under way, no read may trust the lease, whoever has given up waiting.
     async fn let_go(self: Arc<Self>, core: Arc<Core>, to: NodeId) -> Result<()> {
-        self.transfers.fetch_add(1, Ordering::SeqCst);
-        let result = self.hand_over(&core, to).await;
-        self.transfers.fetch_sub(1, Ordering::SeqCst);
-        result.map_err(|error| self.stopped(error))
+        core.transfers.fetch_add(1, Ordering::SeqCst);
+        // An error means that the core is gone, and its last picture may say for ever that it leads.
+        self.hand_over(&core, to).await.map_err(|error| self.stopped(error))?;
+        core.transfers.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn hand_over(

@@ -16,6 +16,7 @@ use super::inbound::{Inbound, Registry};
 use super::log_writer::{LogWriter, LogWriterStats};
 use super::transfer::{Courier, Receiving};
 use super::transport::{Faults, FrameStream, Identity, Kind, Transport};
+use super::wakefulness::Wakefulness;
 use super::{Group, Leadership, PeerBook, Timing, seed};
 use crate::engine::SharedEngine;
 use crate::rpc::internal::v1::{Frames, SnapshotChunk, SnapshotReply};
@@ -71,16 +72,23 @@ impl Host {
         let (peers, writer) = opening
             .await
             .map_err(|error| Error::unavailable(format!("opening the store was cut short: {error}")))??;
-        let transport = Arc::new(Transport::new(Identity { cluster, node }, Arc::new(peers), timing.clone()));
+        let election_max_ms = timing.election_max.as_millis() as u64;
+        let identity = Identity { cluster, node, election_max_ms };
+        let transport = Arc::new(Transport::new(identity, Arc::new(peers), timing.clone()));
         for peer in transport.peers().all() {
             // Not waited for. The others learn by it where this node is now.
             transport.link(peer.id);
         }
         let courier = Arc::new(Courier::new(Arc::clone(&transport), timing.snapshot_stall));
         let closing = CancellationToken::new();
-        let env = Arc::new(Env { engine, writer, transport, courier, own, timing, closing });
+        let wakefulness = Wakefulness::begin(
+            timing.clock_tolerance(),
+            tokio::time::Instant::now(),
+            std::time::SystemTime::now(),
+        );
+        let env = Arc::new(Env { engine, writer, transport, courier, own, timing, wakefulness, closing });
         let registry = Arc::new(Registry::new(own));
-        tokio::spawn(keep_house(Arc::clone(&registry), env.timing.clone(), env.closing.clone()));
+        tokio::spawn(keep_house(Arc::clone(&registry), Arc::clone(&env)));
         Ok(Arc::new(Self {
             env,
             inbound: Arc::new(Inbound(Arc::clone(&registry))),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::core::Env;
 use super::inbound::Registry;
 use super::{Group, Timing};
 use crate::types::ShardId;
@@ -16,19 +17,18 @@ struct Mark {
 }
 
 /// Looks at all logs again and again, until the node shuts down.
-pub(super) async fn keep_house(
-    registry: Arc<Registry>,
-    timing: Timing,
-    closing: tokio_util::sync::CancellationToken,
-) {
+pub(super) async fn keep_house(registry: Arc<Registry>, env: Arc<Env>) {
+    let timing = &env.timing;
     let mut marks: HashMap<ShardId, Mark> = HashMap::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(timing.housekeeping) => {}
-            () = closing.cancelled() => return,
+            () = env.closing.cancelled() => return,
         }
+        // Often enough that the two clocks don't drift apart between two looks.
+        env.wakefulness.look(Instant::now(), std::time::SystemTime::now());
         for group in registry.groups() {
-            let Some(index) = cut_point(&group, &timing, &mut marks) else { continue };
+            let Some(index) = cut_point(&group, timing, &mut marks) else { continue };
             tracing::debug!(shard = %group.id(), index, "cuts the log");
             if let Err(error) = group.trim_log(index).await {
                 tracing::warn!(shard = %group.id(), error = %error.message, "the log was not cut");

@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::entry::{Entry, LeaderId, LogId, counted_bytes};
 use super::keys::{self, Item};
 use super::log_writer::LogWriter;
-use super::records::{self, AppliedRecord, InstallingRecord, SnapshotMeta, StoredMembership};
+use super::records::{self, AppliedRecord, SnapshotMeta, StoredMembership};
 use super::snapshot::{self, SnapshotData, SnapshotSource};
 use super::{Applied, TypeConfig};
 use crate::codec;
@@ -248,12 +248,14 @@ impl ReplicaMachine {
             SnapshotData::Received(received) => received,
             SnapshotData::Source(source) => {
                 let engine = replica.engine.clone();
-                blocking(move || source.copy_to(engine.as_ref())).await?
+                blocking(move || source.copy_to(&engine)).await?
             }
         };
         received.check(self.replica.group, meta)?;
-        let staged = received.staged.clone();
-        let record = InstallingRecord { staged: received.staged, applied: received.applied };
+        let record = received
+            .into_record()
+            .ok_or_else(|| Error::corrupt("a snapshot was to be installed for the second time"))?;
+        let staged = record.staged.clone();
         let mut batch = Batch::new();
         batch.put(Family::Group, keys::item(replica.group, Item::Installing), codec::encode(&record));
         // Behind what openraft has queued before (it may have truncated the log), and on disk before the

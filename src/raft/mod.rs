@@ -11,7 +11,8 @@
 //! of it, `inbound` the way from it to the groups, `transfer` carries snapshots, `peers` knows addresses.
 //!
 //! What runs: `core` is one running Raft core, [`Group`] what stands in front of it, `supervision` starts
-//! it again when it stops, `gate` keeps the promises it made before, `housekeeping` cuts its log.
+//! it again when it stops, `gate` keeps the promises it made before, `wakefulness` notices that the machine
+//! was suspended, `housekeeping` cuts its log.
 
 mod core;
 mod entry;
@@ -41,6 +42,7 @@ mod timing;
 mod transfer;
 mod transport;
 mod types;
+mod wakefulness;
 
 pub use entry::{Entry, LeaderId, LogId};
 pub use group::{Group, ReadPoint};

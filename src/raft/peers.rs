@@ -79,10 +79,56 @@ impl PeerBook {
             Some(known) if known == record => return Ok(()),
             _ => {}
         }
-        records.insert(record.id, record.clone());
+        // A store that is forgotten in a crash would let its wiped successor in, and an address is what
+        // a restarted node finds the others by. Both are rare.
+        let moved = records.get(&record.id).is_none_or(|known| {
+            (&known.grpc_addr, &known.http_addr) != (&record.grpc_addr, &record.http_addr)
+        });
+        let durability = if moved { Durability::Synced } else { Durability::Buffered };
+        let mut book = records.clone();
+        book.insert(record.id, record.clone());
         let mut batch = Batch::new();
-        let book: Vec<&NodeRecord> = records.values().collect();
-        batch.put(Family::Group, keys::node_record(BOOK), codec::encode(&book));
-        self.engine.write(batch, Durability::Buffered)
+        batch.put(Family::Group, keys::node_record(BOOK), codec::encode(&book.values().collect::<Vec<_>>()));
+        self.engine.write(batch, durability)?;
+        // Only now: what could not be written is not known.
+        *records = book;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::{Engine, MemoryEngine};
+    use crate::types::{ErrorKind, StoreId};
+
+    #[test]
+    fn a_store_and_an_address_are_synced_before_they_count() {
+        let engine = Arc::new(MemoryEngine::new());
+        let book = PeerBook::open(engine.clone(), NodeId(1), &[]).expect("opens");
+        let first = NodeRecord {
+            id: NodeId(2),
+            store: StoreId(7),
+            grpc_addr: "a:1".into(),
+            http_addr: String::new(),
+            zone: String::new(),
+            version: "1".into(),
+        };
+        let syncs = |record: &NodeRecord| {
+            let before = engine.stats().syncs;
+            book.learn(record).expect("learns");
+            engine.stats().syncs - before
+        };
+        assert_eq!(syncs(&first), 1, "a new store");
+        assert_eq!(syncs(&first), 0, "known already");
+        assert_eq!(syncs(&NodeRecord { grpc_addr: "b:1".into(), ..first.clone() }), 1, "a new address");
+        let newer = NodeRecord { grpc_addr: "b:1".into(), version: "2".into(), ..first.clone() };
+        assert_eq!(syncs(&newer), 0, "only another version");
+        let wiped = NodeRecord { store: StoreId(8), ..newer.clone() };
+        assert_eq!(book.learn(&wiped).expect_err("wiped").kind, ErrorKind::Denied);
+        let again = PeerBook::open(engine.clone(), NodeId(1), &[]).expect("opens");
+        assert_eq!(again.all(), [newer]);
     }
 }

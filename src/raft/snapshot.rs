@@ -8,10 +8,12 @@
 //! finds that record does the rest again.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::entry::LeaderId;
 use super::keys::{self, Item};
 use super::records::{self, AppliedRecord, InstallingRecord, SnapshotMeta};
 use crate::codec;
@@ -122,8 +124,14 @@ impl SnapshotSource {
     ///
     /// # Errors
     ///
-    /// `Unavailable` where the replica is receiving a snapshot itself; the engine's; those of `send`.
-    pub fn stream(&self, mut send: impl FnMut(SnapshotPart) -> Result<()>) -> Result<()> {
+    /// `Unavailable` where the replica is receiving a snapshot itself, or has applied entries of a leader
+    /// newer than `under`, whose vote it would be sent with: such a receiver would hold what that vote does
+    /// not vouch for. The engine's; those of `send`.
+    pub fn stream(
+        &self,
+        under: Option<LeaderId>,
+        mut send: impl FnMut(SnapshotPart) -> Result<()>,
+    ) -> Result<()> {
         let view = self.engine.view();
         if view.get(Family::Group, &keys::item(self.group, Item::Installing))?.is_some() {
             return Err(Error::unavailable(format!(
@@ -133,6 +141,15 @@ impl SnapshotSource {
         }
         let applied = AppliedRecord::read(view.as_ref(), self.group)?
             .ok_or_else(|| Error::unavailable(format!("group {} has nothing to send yet", self.group)))?;
+        if let (Some(under), Some(last)) = (under, applied.last_log_id)
+            && last.leader_id > under
+        {
+            return Err(Error::unavailable(format!(
+                "a snapshot of group {} was to be sent under the leadership {under}, but {last} of a later one \
+                 is applied here: it must be sent under that",
+                self.group
+            )));
+        }
         send(SnapshotPart::Head(codec::encode(&applied).into()))?;
         let mut chain = RowChain::new();
         for (family, range) in ranges(&applied.state.descriptor.range) {
@@ -142,10 +159,10 @@ impl SnapshotSource {
     }
 
     /// Receives the snapshot right here: for a replica on the same node.
-    pub(super) fn copy_to(&self, engine: &dyn Engine) -> Result<ReceivedSnapshot> {
+    pub(super) fn copy_to(&self, engine: &SharedEngine) -> Result<ReceivedSnapshot> {
         let mut receiver = None;
         let mut received = None;
-        self.stream(|part| {
+        self.stream(None, |part| {
             match (part, receiver.as_mut()) {
                 (SnapshotPart::Head(head), _) => {
                     receiver = Some(SnapshotReceiver::begin(engine, self.group, &head)?)
@@ -185,17 +202,45 @@ fn stream_family(
     if rows.is_empty() { Ok(()) } else { send(SnapshotPart::Rows(rows)) }
 }
 
-/// A snapshot whose rows are staged and checked.
+/// Staged rows that nobody else knows of yet. Dropped, it discards them: openraft passes over a snapshot
+/// that it does not need without a word.
+struct Staged {
+    engine: SharedEngine,
+    name: Option<StagedName>,
+}
+
+impl fmt::Debug for Staged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Staged({:?})", self.name)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take()
+            && let Err(error) = self.engine.discard_staged(&name)
+        {
+            tracing::warn!(%name, error = %error.message, "staged rows stay until the next start");
+        }
+    }
+}
+
+/// A snapshot whose rows are staged and checked. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct ReceivedSnapshot {
-    pub(super) staged: StagedName,
-    pub(super) applied: AppliedRecord,
+    staged: Staged,
+    applied: AppliedRecord,
 }
 
 impl ReceivedSnapshot {
     /// The meta of what was received, for openraft.
     pub fn meta(&self) -> SnapshotMeta {
         self.applied.snapshot_meta()
+    }
+
+    /// What is to be recorded before it is installed. From now on the rows stay until they are discarded.
+    pub(super) fn into_record(mut self) -> Option<InstallingRecord> {
+        Some(InstallingRecord { staged: self.staged.name.take()?, applied: self.applied })
     }
 
     /// Checks that it is for this group and what openraft takes it for.
@@ -220,6 +265,7 @@ impl ReceivedSnapshot {
 pub struct SnapshotReceiver {
     applied: AppliedRecord,
     ranges: Vec<(Family, KeyRange)>,
+    engine: SharedEngine,
     staging: Box<dyn Staging>,
     chain: RowChain,
 }
@@ -230,7 +276,7 @@ impl SnapshotReceiver {
     /// # Errors
     ///
     /// `Corrupt` where the head can't be read or is another group's; the engine's.
-    pub fn begin(engine: &dyn Engine, group: ShardId, head: &[u8]) -> Result<Self> {
+    pub fn begin(engine: &SharedEngine, group: ShardId, head: &[u8]) -> Result<Self> {
         let applied: AppliedRecord = codec::decode(head, "the head of a snapshot")?;
         if applied.state.descriptor.id != group {
             return Err(Error::corrupt(format!(
@@ -239,7 +285,8 @@ impl SnapshotReceiver {
             )));
         }
         let ranges = ranges(&applied.state.descriptor.range);
-        Ok(Self { applied, ranges, staging: engine.stage()?, chain: RowChain::new() })
+        let staging = engine.stage()?;
+        Ok(Self { applied, ranges, engine: Arc::clone(engine), staging, chain: RowChain::new() })
     }
 
     /// Takes rows.
@@ -278,7 +325,8 @@ impl SnapshotReceiver {
                 self.applied.state.descriptor.id
             )));
         }
-        Ok(ReceivedSnapshot { staged: self.staging.finish()?, applied: self.applied })
+        let name = Some(self.staging.finish()?);
+        Ok(ReceivedSnapshot { staged: Staged { engine: self.engine, name }, applied: self.applied })
     }
 }
 

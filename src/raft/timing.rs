@@ -8,7 +8,7 @@ use openraft::{Config, SnapshotPolicy};
 use crate::types::{Error, Result};
 
 /// Times and limits of Raft on this node. All nodes of a cluster must use the same `election_max`: the
-/// lease of a leader is as long as its followers' promise to it.
+/// lease of a leader is as long as its followers' promise to it. Nodes that differ refuse each other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Timing {
     /// A leader sends heartbeats this often.
@@ -79,6 +79,12 @@ impl Timing {
     /// clocks that run at different speeds.
     pub fn read_lease(&self) -> Duration {
         self.election_max.mul_f64(0.8)
+    }
+
+    /// How much further the wall clock may move than the monotonic one before leases are void: a quarter of
+    /// the room that [`read_lease`](Self::read_lease) leaves.
+    pub(super) fn clock_tolerance(&self) -> Duration {
+        self.election_max / 20
     }
 
     /// openraft's configuration. `elect` says whether a replica may stand for election from its start.

@@ -58,10 +58,11 @@ impl Courier {
         let mut client = NodeClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING);
         let head = self.head(to, group, &vote);
+        let under = vote.leader_id;
         let moved = Arc::new(Moved::default());
         let counted = Arc::clone(&moved);
         let reading = tokio::task::spawn_blocking(move || {
-            source.stream(|part| {
+            source.stream(Some(under), |part| {
                 let sent = chunks.blocking_send(chunk(part, &head));
                 counted.parts.fetch_add(1, Ordering::Relaxed);
                 sent.map_err(|_| Error::unavailable("the receiver has ended the transfer"))
@@ -215,15 +216,13 @@ impl Receiving {
         vote: VoteOf<TypeConfig>,
         received: ReceivedSnapshot,
     ) -> Result<SnapshotResponse<TypeConfig>, Status> {
-        let staged = received.staged.clone();
+        // Whoever drops it without installing it discards what was staged.
         let snapshot = Snapshot { meta: received.meta(), snapshot: SnapshotData::Received(received) };
         let installed = group.core().raft.install_full_snapshot(vote, snapshot).await;
         let response =
             installed.map_err(|error| Status::unavailable(format!("the replica does not run: {error}")))?;
         if response.vote != vote {
-            // Refused for a newer leader: nobody will ask for what was staged.
             tracing::info!(shard = %group.id(), "a snapshot of an old leader was refused");
-            self.engine.discard_staged(&staged).map_err(|error| refusal(&error))?;
         }
         Ok(response)
     }
@@ -236,7 +235,7 @@ fn stage(
     meta: &[u8],
     mut chunks: mpsc::Receiver<v1::SnapshotChunk>,
 ) -> Result<ReceivedSnapshot> {
-    let mut receiver = SnapshotReceiver::begin(engine.as_ref(), shard, meta)?;
+    let mut receiver = SnapshotReceiver::begin(engine, shard, meta)?;
     while let Some(chunk) = chunks.blocking_recv() {
         let row = |row: v1::SnapshotRow| SnapshotRow { family: row.family, key: row.key, value: row.value };
         let rows: Vec<SnapshotRow> = chunk.rows.into_iter().map(row).collect();

@@ -24,20 +24,42 @@ impl Body<'_> {
         let conditions = self.conditions.iter().map(|condition| &condition.key);
         conditions.chain(self.then.iter().chain(self.otherwise).map(Step::key)).min()
     }
+
+    /// Whether any step writes, in either branch: an attempt may take the one and its retry the other.
+    fn writes(&self) -> bool {
+        self.then.iter().chain(self.otherwise).any(|step| !matches!(step, Step::Get { .. }))
+    }
 }
 
 /// Runs a batch. Each key is written once, as the last step leaves it: a commit makes at most one version of
 /// a key. A refusal in any step voids all of it: nothing is written but the marker.
 pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -> Result<Outcome> {
-    let Some(routing_key) = body.routing_key() else {
-        // It names nothing, changes nothing, and a retry may be told so again.
-        let commit_ts = context.timestamp;
-        return Ok(Outcome::Batch { commit_ts, succeeded: true, results: Vec::new() });
+    let Some(routing_key) = body.routing_key().filter(|_| body.writes()) else {
+        // It changes nothing, so that a retry may look again: reads must not fill the disk with markers.
+        return Ok(match draft(overlay, context, body)? {
+            Ok((_, outcome)) => outcome,
+            Err(refusal) => Outcome::Refused(refusal),
+        });
     };
     if let Some(first) = outcome::marked(&*overlay, routing_key, context.id)? {
         return Ok(first);
     }
-    let mut draft = Draft { view: &*overlay, context, keys: BTreeMap::new(), read_bytes: 0 };
+    let (keys, done) = match draft(overlay, context, body)? {
+        Ok(drafted) => drafted,
+        Err(refusal) => return Ok(outcome::mark(overlay, routing_key, context, Outcome::Refused(refusal))),
+    };
+    for (key, drafted) in keys {
+        if let Some(version) = drafted.version(context) {
+            mvcc::write(overlay, &key, drafted.stored, &version)?;
+        }
+    }
+    Ok(outcome::mark(overlay, routing_key, context, done))
+}
+
+/// Takes the steps without writing anything: how they leave the keys, and the outcome; or why one is
+/// refused.
+fn draft(view: &dyn View, context: Context, body: Body<'_>) -> Result<Result<(Keys, Outcome), Refusal>> {
+    let mut draft = Draft { view, context, keys: BTreeMap::new(), read_bytes: 0 };
     let mut succeeded = true;
     for condition in body.conditions {
         succeeded = succeeded && single::holds(&condition.expect, draft.read(&condition.key)?.as_ref());
@@ -47,19 +69,14 @@ pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -
     for step in steps {
         match draft.take(step)? {
             Ok(result) => results.push(result),
-            Err(refusal) => {
-                return Ok(outcome::mark(overlay, routing_key, context, Outcome::Refused(refusal)));
-            }
+            Err(refusal) => return Ok(Err(refusal)),
         }
     }
-    for (key, drafted) in draft.keys {
-        if let Some(version) = drafted.version(context) {
-            mvcc::write(overlay, &key, drafted.stored, &version)?;
-        }
-    }
-    let done = Outcome::Batch { commit_ts: context.timestamp, succeeded, results };
-    Ok(outcome::mark(overlay, routing_key, context, done))
+    Ok(Ok((draft.keys, Outcome::Batch { commit_ts: context.timestamp, succeeded, results })))
 }
+
+/// The keys that a batch has looked at.
+type Keys = BTreeMap<Bytes, Drafted>;
 
 /// A key that the batch has looked at: as it is stored, and as the steps so far leave it.
 struct Drafted {
@@ -92,7 +109,7 @@ impl Drafted {
 struct Draft<'v> {
     view: &'v dyn View,
     context: Context,
-    keys: BTreeMap<Bytes, Drafted>,
+    keys: Keys,
     read_bytes: usize,
 }
 

@@ -2,14 +2,15 @@
 //!
 //! A command that wrote one key leaves its id in the version, and its outcome follows from that version.
 //! Everything else (a failed condition, the removal of an absent key, a refusal that depends on what
-//! keys hold, every batch) leaves a marker that holds the outcome itself, in the same apply. So an attempt
-//! leaves either, never both, and never neither once it was admitted.
+//! keys hold, every batch that may write) leaves a marker that holds the outcome itself, in the same apply.
+//! So an attempt leaves either, never both, and never neither once it was admitted. A batch without any
+//! writing step leaves nothing: it has no effect that could happen twice, and a retry looks again.
 //!
 //! What recognising costs. A put reads `current`, which it needs anyway, and nothing else unless the key was
 //! written since the caller last heard of the store: a put that is admitted always writes, so it never
 //! leaves a marker, and none is looked for. Delete, compare-and-swap and add look for a marker besides, one
 //! point read that nearly always finds nothing (which a filter on the family answers from memory). A
-//! batch looks for the marker only.
+//! batch that may write looks for the marker only.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};

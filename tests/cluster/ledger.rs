@@ -277,3 +277,75 @@ fn number(value: Option<&Bytes>) -> u64 {
         text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
     })
 }
+
+/// The checks notice what they are there for.
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    fn value(number: u64) -> Option<Bytes> {
+        (number > 0).then(|| Bytes::from(number.to_string()))
+    }
+
+    fn fails(check: impl FnOnce()) -> bool {
+        catch_unwind(AssertUnwindSafe(check)).is_err()
+    }
+
+    #[test]
+    fn a_register_notices_what_is_lost_made_up_refused_or_half_there() {
+        let pair = Register::new(vec!["a".to_owned(), "b".to_owned()]);
+        let both = |number| [value(number), value(number)];
+        assert!(pair.ended(pair.next(), Fate::Acknowledged));
+        assert!(pair.ended(pair.next(), Fate::Refused));
+        assert!(pair.ended(pair.next(), Fate::Acknowledged));
+        pair.check(pair.least(), &both(3));
+        assert!(fails(|| pair.check(3, &both(1))), "an acknowledged write is lost");
+        assert!(fails(|| pair.check(0, &both(2))), "a refused write is there");
+        assert!(fails(|| pair.check(3, &both(4))), "a write that nobody made");
+        assert!(fails(|| pair.check(0, &[value(3), value(1)])), "half of a batch");
+        assert!(fails(|| pair.check_end(&both(0))), "nothing is left");
+        assert!(!pair.ended(pair.next(), Fate::Undetermined), "it is left alone");
+        pair.check_end(&both(3));
+        pair.check_end(&both(4));
+        pair.check(pair.least(), &both(4));
+        assert!(fails(|| pair.check(pair.least(), &both(3))), "a read goes back");
+        assert!(fails(|| pair.check_end(&both(3))), "the end goes back");
+    }
+
+    #[test]
+    fn a_counter_notices_what_is_lost_or_counted_twice() {
+        let counter = Counter::new("c".to_owned());
+        for returned in [1, 2] {
+            counter.begin();
+            counter.added(returned);
+        }
+        counter.check_end(value(2).as_ref());
+        assert!(fails(|| counter.check_end(value(1).as_ref())), "one is lost");
+        assert!(fails(|| counter.check_end(value(3).as_ref())), "one counts twice");
+        counter.begin();
+        counter.failed(Fate::Undetermined);
+        counter.check(counter.least(), value(3).as_ref());
+        assert!(fails(|| counter.check(counter.least(), value(2).as_ref())), "a read goes back");
+        counter.begin();
+        assert!(fails(|| counter.added(2)), "two additions with one result");
+    }
+
+    #[test]
+    fn a_chain_notices_what_it_did_not_do() {
+        let mut chain = Chain::new("k".to_owned());
+        let first = chain.next();
+        chain.swapped(first, 1);
+        let (lost, other) = (chain.next(), chain.next());
+        chain.failed(lost, Fate::Undetermined);
+        chain.failed(other, Fate::Refused);
+        chain.holds(Some((1, &Bytes::from("1"))));
+        assert!(fails(|| chain.holds(Some((2, &Bytes::from("3"))))), "a refused swap");
+        assert!(fails(|| chain.holds(Some((3, &Bytes::from("2"))))), "a swap made twice");
+        assert!(fails(|| chain.holds(None)), "nothing is left");
+        chain.holds(Some((2, &Bytes::from("2"))));
+        assert!(fails(|| chain.holds(Some((1, &Bytes::from("1"))))), "it goes back");
+        assert!(fails(|| chain.swapped(4, 4)), "a version is left out");
+    }
+}

@@ -9,6 +9,7 @@ mod staging;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use rocksdb::{
@@ -32,6 +33,8 @@ pub struct RocksEngine {
     staging_dir: PathBuf,
     next_staging: AtomicU64,
     syncs: AtomicU64,
+    /// Dropped last, when the database is closed: fields go in the order in which they stand.
+    open: Arc<()>,
 }
 
 impl RocksEngine {
@@ -54,7 +57,12 @@ impl RocksEngine {
         let staging_dir = staging::directory(path);
         std::fs::create_dir_all(&staging_dir).map_err(|error| io_error("create", &staging_dir, &error))?;
         let next_staging = AtomicU64::new(staging::last_number(&staging_dir)? + 1);
-        Ok(Self { db, staging_dir, next_staging, syncs: AtomicU64::new(0) })
+        Ok(Self { db, staging_dir, next_staging, syncs: AtomicU64::new(0), open: Arc::new(()) })
+    }
+
+    /// What is gone once the database is closed, and the directory can be opened again.
+    pub fn open_mark(&self) -> Weak<()> {
+        Arc::downgrade(&self.open)
     }
 
     fn family(&self, family: Family) -> Result<&ColumnFamily> {

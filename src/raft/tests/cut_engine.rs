@@ -2,6 +2,7 @@
 //! state that a crash may leave can be rebuilt.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -9,7 +10,10 @@ use parking_lot::{Condvar, Mutex};
 use crate::engine::{
     Batch, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
 };
-use crate::types::{KeyRange, Result};
+use crate::types::{Error, KeyRange, Result};
+
+/// What a sync that is made to fail says.
+pub(super) const FAILED_SYNC: &str = "a test made this sync fail";
 
 type StagedRows = Vec<(Family, Bytes, Bytes)>;
 
@@ -24,12 +28,13 @@ pub(super) enum Event {
     Acknowledged(usize),
 }
 
-/// The engine, its journal, and a gate that holds synced writes back.
+/// The engine, its journal, a gate that holds synced writes back, and a disk that can fail.
 #[derive(Clone, Default)]
 pub(super) struct CutEngine {
     inner: Arc<MemoryEngine>,
     journal: Arc<Mutex<Vec<Event>>>,
     gate: Arc<Gate>,
+    fails_next_sync: Arc<AtomicBool>,
 }
 
 /// Closed while its state is true.
@@ -65,6 +70,11 @@ impl CutEngine {
     pub(super) fn hold_syncs(&self) -> Held {
         *self.gate.closed.lock() = true;
         Held(self.gate.clone())
+    }
+
+    /// The next synced write is readable afterwards, as one of RocksDB is, but its sync fails.
+    pub(super) fn fail_next_sync(&self) {
+        self.fails_next_sync.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn journal(&self) -> Vec<Event> {
@@ -118,6 +128,10 @@ impl Engine for CutEngine {
         }
         let mut journal = self.journal.lock();
         self.inner.write(batch.clone(), durability)?;
+        if durability == Durability::Synced && self.fails_next_sync.swap(false, Ordering::SeqCst) {
+            journal.push(Event::Write(batch, Durability::Buffered));
+            return Err(Error::unavailable(FAILED_SYNC));
+        }
         journal.push(Event::Write(batch, durability));
         Ok(())
     }

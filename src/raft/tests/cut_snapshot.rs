@@ -39,7 +39,7 @@ async fn parts(machine: &mut ReplicaMachine) -> Vec<SnapshotPart> {
     let SnapshotData::Source(source) = snapshot.snapshot else { panic!("a replica sends a source") };
     let mut parts = Vec::new();
     source
-        .stream(|part| {
+        .stream(None, |part| {
             parts.push(part);
             Ok(())
         })
@@ -48,7 +48,7 @@ async fn parts(machine: &mut ReplicaMachine) -> Vec<SnapshotPart> {
 }
 
 fn receive(
-    engine: &dyn Engine,
+    engine: &Arc<dyn Engine>,
     parts: &[SnapshotPart],
 ) -> crate::types::Result<crate::raft::ReceivedSnapshot> {
     let [SnapshotPart::Head(head), middle @ .., SnapshotPart::End(checksum)] = parts else {
@@ -62,7 +62,7 @@ fn receive(
     receiver.finish(*checksum)
 }
 
-async fn install(machine: &mut ReplicaMachine, engine: &dyn Engine, parts: &[SnapshotPart]) {
+async fn install(machine: &mut ReplicaMachine, engine: &Arc<dyn Engine>, parts: &[SnapshotPart]) {
     let received = receive(engine, parts).expect("receives");
     let meta = received.meta();
     machine.install_snapshot(&meta, SnapshotData::Received(received)).await.expect("installs");
@@ -102,7 +102,7 @@ async fn a_cut_installing_leaves_the_old_or_the_new_replica() {
     let mut machine = replica(&target, 20).await;
     let old = picture(&machine, target.as_ref());
     let before = engine.journal().len();
-    install(&mut machine, target.as_ref(), &parts).await;
+    install(&mut machine, &target, &parts).await;
     engine.acknowledge(1);
     let new = picture(&machine, target.as_ref());
     assert_eq!(new, picture(&sender, source.as_ref()), "the replica is like its source");
@@ -149,7 +149,7 @@ async fn an_empty_replica_on_disk_takes_a_snapshot_and_keeps_it() {
     let mut machine = open(&target);
     assert_eq!(machine.replica().applied().last_log_id, None);
     for _ in 0..2 {
-        install(&mut machine, target.as_ref(), &parts).await;
+        install(&mut machine, &target, &parts).await;
         assert_eq!(picture(&machine, target.as_ref()), picture(&sender, source.as_ref()));
     }
     let replica = machine.replica();
@@ -178,7 +178,7 @@ async fn a_damaged_snapshot_is_refused_before_anything_is_replaced() {
     let source = shared(MemoryEngine::new());
     let mut sender = replica(&source, 30).await;
     let parts = parts(&mut sender).await;
-    let engine = MemoryEngine::new();
+    let engine = shared(MemoryEngine::new());
     let mut damaged = parts.clone();
     let Some(SnapshotPart::End(checksum)) = damaged.last_mut() else { panic!("an end comes last") };
     *checksum ^= 1;
@@ -198,4 +198,43 @@ async fn a_damaged_snapshot_is_refused_before_anything_is_replaced() {
     assert!(receive(&engine, &unknown).expect_err("no such family").message.contains("99"));
     let SnapshotPart::Head(head) = &parts[0] else { panic!("a head comes first") };
     assert!(SnapshotReceiver::begin(&engine, ShardId(2), head).is_err(), "another group's");
+}
+
+#[tokio::test]
+async fn a_received_snapshot_that_nobody_installs_leaves_nothing() {
+    let mut sender = replica(&shared(MemoryEngine::new()), 30).await;
+    let parts = parts(&mut sender).await;
+    let cut = CutEngine::default();
+    let engine = shared(cut.clone());
+    let mut machine = replica(&engine, 5).await;
+    drop(receive(&engine, &parts).expect("receives"));
+    let received = receive(&engine, &parts).expect("receives");
+    let mut other = received.meta();
+    other.last_log_id = None;
+    machine.install_snapshot(&other, SnapshotData::Received(received)).await.expect_err("another meta");
+    install(&mut machine, &engine, &parts).await;
+    let journal = cut.journal();
+    let staged = journal.iter().filter(|event| matches!(event, Event::Staged(_))).count();
+    let discarded = journal.iter().filter(|event| matches!(event, Event::Discard(_))).count();
+    assert_eq!((staged, discarded), (3, 3));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_not_sent_under_a_leader_older_than_what_it_holds() {
+    let engine = shared(MemoryEngine::new());
+    let mut machine = replica(&engine, 5).await;
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.expect("builds");
+    let SnapshotData::Source(source) = snapshot.snapshot else { panic!("a replica sends a source") };
+    let (older, newer) = (super::log_id(1, 0).leader_id, super::log_id(2, 0).leader_id);
+    source.stream(Some(older), |_| Ok(())).expect("the same leader");
+    // The snapshot was asked for by one leader, and is read after the next one has begun.
+    apply(&mut machine, vec![put_entry(2, 6, "b", "later")]).await;
+    let mut parts = 0;
+    let error = source.stream(Some(older), |_| {
+        parts += 1;
+        Ok(())
+    });
+    assert_eq!(error.expect_err("a later leader's entry").kind, ErrorKind::Unavailable);
+    assert_eq!(parts, 0);
+    source.stream(Some(newer), |_| Ok(())).expect("under its own leader");
 }

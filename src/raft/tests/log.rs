@@ -237,3 +237,45 @@ async fn a_new_group_begins_behind_its_seed() {
     nobody.replicas.clear();
     assert_eq!(create_group(engine.as_ref(), &nobody).expect_err("no replicas").kind, ErrorKind::Invalid);
 }
+
+#[tokio::test]
+async fn the_only_voter_is_alone_in_every_membership_that_may_be_in_force() {
+    use std::collections::BTreeSet;
+
+    use openraft::Membership;
+    use openraft::impls::EntryPayload;
+
+    use crate::raft::core::is_only_voter;
+    use crate::raft::{AppliedRecord, StoredMembership};
+
+    let members = |voters: &[u64]| {
+        let voters: BTreeSet<NodeId> = voters.iter().copied().map(NodeId).collect();
+        Membership::new_with_defaults(vec![voters], [])
+    };
+    // What is applied, what the log holds behind it, and whether node 1 is alone.
+    let cases = [
+        (&[1][..], &[][..], true),
+        (&[1, 2, 3], &[], false),
+        (&[2], &[], false),
+        // The log's is in force, whether committed or not...
+        (&[1], &[1, 2, 3], false),
+        // ...but a truncation brings the applied one back.
+        (&[1, 2, 3], &[1], false),
+        (&[1], &[1], true),
+    ];
+    for (applied, in_log, alone) in cases {
+        let engine = shared(MemoryEngine::new());
+        let writer = LogWriter::start(engine.clone()).expect("starts");
+        let mut store = LogStore::open(engine, writer, ShardId(1), 1 << 20).expect("opens");
+        let mut entries = entries(1..40, 10);
+        if !in_log.is_empty() {
+            entries[30].payload = EntryPayload::Membership(members(in_log));
+        }
+        append(&mut store, entries).await.expect("appends");
+        let mut record = AppliedRecord::empty(ShardId(1));
+        record.last_log_id = Some(log_id(1, 5));
+        record.membership = StoredMembership::new(Some(log_id(1, 1)), members(applied));
+        let found = is_only_voter(NodeId(1), &record, &store.log()).expect("reads");
+        assert_eq!(found, alone, "{applied:?}, {in_log:?}");
+    }
+}

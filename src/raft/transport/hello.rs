@@ -16,6 +16,8 @@ pub struct Identity {
     pub cluster: ClusterId,
     /// Itself.
     pub node: NodeRecord,
+    /// The length of the lease by which it leads, and of the promise that it makes as a follower.
+    pub election_max_ms: u64,
 }
 
 impl Identity {
@@ -31,6 +33,7 @@ impl Identity {
             http_addr: self.node.http_addr.clone(),
             zone: self.node.zone.clone(),
             version: self.node.version.clone(),
+            election_max_ms: self.election_max_ms,
         }
     }
 
@@ -38,8 +41,8 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// `Invalid` for another protocol version, a malformed id, or where another node is meant; `Denied`
-    /// for another cluster or a wiped node.
+    /// `Invalid` for another protocol version, another length of the lease, a malformed id, or where another
+    /// node is meant; `Denied` for another cluster or a wiped node.
     pub fn check(&self, hello: &Hello, peers: &PeerBook) -> Result<NodeId> {
         if hello.protocol_version != PROTOCOL_VERSION {
             return Err(Error::invalid(format!(
@@ -60,6 +63,13 @@ impl Identity {
             return Err(Error::invalid(format!(
                 "node {} means node {}, but this is node {}: the address has changed hands",
                 hello.from_node, hello.to_node, self.node.id
+            )));
+        }
+        if hello.election_max_ms != self.election_max_ms {
+            return Err(Error::invalid(format!(
+                "node {} uses an election_max of {} ms, but node {} one of {} ms: a leader's lease is as long \
+                 as its followers' promise only where all nodes use the same. Start them with the same timing",
+                hello.from_node, hello.election_max_ms, self.node.id, self.election_max_ms
             )));
         }
         let store: StoreId = hello.from_store.parse()?;

@@ -97,6 +97,7 @@ fn hello() -> Hello {
         from_store: record(node(2), "").store.to_string(),
         to_node: 1,
         grpc_addr: "127.0.0.1:1".to_string(),
+        election_max_ms: Timing::fast().election_max.as_millis() as u64,
         ..Hello::default()
     }
 }
@@ -137,6 +138,11 @@ async fn strangers_are_refused_with_a_clear_error() {
         (Hello { from_node: 1, ..hello() }, tonic::Code::PermissionDenied, "this node's own"),
         (Hello { protocol_version: 9, ..hello() }, tonic::Code::FailedPrecondition, "protocol version 9"),
         (Hello { to_node: 5, ..hello() }, tonic::Code::FailedPrecondition, "means node 5"),
+        (
+            Hello { election_max_ms: 999, ..hello() },
+            tonic::Code::FailedPrecondition,
+            "election_max of 999 ms",
+        ),
     ];
     let known = cluster.host(node(1)).peers().get(node(2));
     for (hello, code, text) in cases {

@@ -6,6 +6,7 @@ use openraft::raft::VoteRequest;
 
 use super::*;
 use crate::raft::ProposeError;
+use crate::raft::tests::cut_engine::{CutEngine, FAILED_SYNC};
 use crate::raft::transport::{CallError, Kind};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -131,6 +132,29 @@ async fn a_core_that_stops_is_started_again() {
     let (leader, token) = cluster.leader(None).await;
     submit_all(&leader, token, 60..71).await;
     cluster.converge().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_disk_failed_a_sync_stays_stopped() {
+    let engine = CutEngine::default();
+    let engines = BTreeMap::from([(node(1), Arc::new(engine.clone()) as SharedEngine)]);
+    let cluster = Cluster::on(engines, Timing::fast()).await;
+    cluster.create_group().await;
+    let (group, token) = cluster.leader(None).await;
+    submit_all(&group, token, 1..11).await;
+    engine.fail_next_sync();
+    let lost = group.submit(token, put(11, "lost", 1)).await.await;
+    assert!(matches!(lost, Err(ProposeError::Unknown { .. })), "{lost:?}");
+    // The entry is readable, and the disk works again; but nobody knows what of it is on disk. The bare
+    // message is that of an attempt to start.
+    eventually("an attempt to start again", async || {
+        assert_eq!(group.status().restarts, 0, "it runs on entries that are not on disk");
+        group.leadership() == Leadership::Stopped { fault: FAILED_SYNC.to_string() }
+    })
+    .await;
+    assert!(group.ensure_leader().await.is_err());
+    assert_eq!(group.state().closed, Timestamp(10), "what was lost was applied");
     cluster.stop().await;
 }
 
