@@ -159,7 +159,8 @@ async fn a_single_node_keeps_its_data_and_is_the_embedded_store() {
     let client = client_of([&node.grpc]).await;
     assert_eq!(client.get("embedded").await.expect("read").expect("there").value, "1");
     client.put("served", "2").await.expect("written");
-    let twice = Embedded::open(&node.data).await.err().expect("another process has it open");
+    let twice = Embedded::open(&node.data).await.err();
+    let twice = twice.expect("another process has it open");
     assert_eq!(twice.kind, ErrorKind::Unavailable, "{twice}");
     assert_clean(node.terminate().await);
 

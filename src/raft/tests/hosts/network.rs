@@ -74,7 +74,7 @@ async fn a_node_that_is_down_is_tried_only_once_a_request_is_asked_for() {
     let option = RPCOption::new(Duration::from_secs(1));
     let mut answers = sender.stream_append(input, option).await.expect("nothing was asked for yet");
     assert!(answers.next().now_or_never().is_none(), "an answer to nothing");
-    let vote = group.core().metrics().vote.clone();
+    let vote = group.core().metrics().vote;
     let request = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
     assert!(requests.send(request).is_ok(), "the stream is there");
     let answer = answers.next().await.expect("an answer");
