@@ -391,6 +391,7 @@ async fn the_channel_between_nodes_refuses_strangers() {
         from_node: 2,
         from_store: "00000000000000000000000000000007".to_owned(),
         to_node: 1,
+        election_max_ms: 1000,
         ..Default::default()
     };
     let cases = [
@@ -418,6 +419,12 @@ async fn the_channel_between_nodes_refuses_strangers() {
             Some(Hello { to_node: 3, ..stranger.clone() }),
             Code::FailedPrecondition,
             "node 3",
+        ),
+        (
+            "another timing",
+            Some(Hello { election_max_ms: 7, ..stranger.clone() }),
+            Code::FailedPrecondition,
+            "election_max",
         ),
         ("a wiped node", Some(stranger.clone()), Code::PermissionDenied, "wiped"),
         (
