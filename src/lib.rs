@@ -2,8 +2,8 @@
 //!
 //! Three ways in:
 //!
-//! - [`client::Client`] talks to a cluster (feature `client`; no RocksDB, no openraft).
-//! - [`Embedded`](node::Embedded) is a complete store inside your own process, behind the same client.
+//! - [`Client`] talks to a cluster (feature `client`; no RocksDB, no openraft).
+//! - [`Embedded`] is a complete store inside your own process, behind the same client.
 //! - the `kvorum` command starts nodes, forms clusters and reads and writes data from a shell.
 //!
 //! The modules stand on floors and import downward only; `docs/ARCHITECTURE.md` has the table, and
