@@ -1,8 +1,10 @@
 //! One session: many requests under way over one stream.
 //!
-//! What sessions may hold in memory is bounded: requests under way by count and by bytes (a session's, and
-//! all sessions' of the node), replies in the making and replies that were not read by bytes. No further message
-//! is read while these are taken, so that a caller who sends faster than it reads, or than the node works, waits.
+//! What a session may hold in memory is bounded: requests under way by count and by bytes (its own, and all
+//! sessions' of the node), replies in the making and replies that were not read by bytes. No further message is
+//! read while these are taken, so that a caller who sends faster than it reads, or than the node works, waits.
+//! What all sessions share is given back as soon as a message's requests are answered, read or not, so that slow
+//! readers hold up others as little as can be.
 
 use std::sync::Arc;
 
@@ -21,8 +23,8 @@ use crate::types::Error;
 
 /// Requests of one session under way at once.
 const MAX_UNDER_WAY: usize = 1024;
-/// Kibibytes of messages of one session whose requests are under way.
-const SESSION_KIB: usize = 32 * 1024;
+/// Bytes of requests of one session under way at once; a larger one takes all of it.
+const MAX_REQUEST_KIB: usize = 32 * 1024;
 /// Bytes of replies of one session that wait for their reader; a larger one takes all of it.
 const MAX_REPLY_KIB: usize = 8 * 1024;
 /// What the replies of one session in the making may come to, for those that may be large, in MiB.
@@ -32,26 +34,22 @@ const PAGE_MIB: usize = 4;
 const LARGEST_MIB: usize = 16;
 /// Replies that travel together, at most.
 const MAX_REPLIES_TOGETHER: usize = 256;
-/// A message of replies is closed once it holds so many bytes.
-const MAX_REPLY_BYTES: usize = 1024 * 1024;
 
 struct Places {
     all: Arc<Semaphore>,
-    kib: Arc<Semaphore>,
+    request_kib: Arc<Semaphore>,
     reply_kib: Arc<Semaphore>,
     making_mib: Semaphore,
-}
-
-/// Held while the requests of a message are under way.
-struct Room {
-    _session: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
 }
 
 /// What a request holds of its session.
 struct Place {
     /// Until its reply is on its way.
     _one: OwnedSemaphorePermit,
+    /// Until it is answered. Nothing where it is small.
+    request_kib: Option<OwnedSemaphorePermit>,
+    /// Its message's share of what all sessions of the node may hold; until it is answered.
+    node_room: Option<Arc<OwnedSemaphorePermit>>,
     /// From its answer until that is on its way. Nothing where it is small.
     reply_kib: Option<OwnedSemaphorePermit>,
 }
@@ -60,19 +58,30 @@ impl Places {
     fn new() -> Self {
         Self {
             all: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
-            kib: Arc::new(Semaphore::new(SESSION_KIB)),
+            request_kib: Arc::new(Semaphore::new(MAX_REQUEST_KIB)),
             reply_kib: Arc::new(Semaphore::new(MAX_REPLY_KIB)),
             making_mib: Semaphore::new(MAX_MAKING_MIB),
         }
     }
 
-    /// Room for a message's bytes, in the session's share and the node's.
-    async fn room(&self, core: &Core, size_bytes: usize) -> Option<Room> {
-        let kib = size_bytes / 1024 + 1;
-        // The largest message fits into either: it is smaller than both.
-        let session = self.kib.clone().acquire_many_owned(kib.min(SESSION_KIB) as u32).await.ok()?;
-        let node = core.session_room(kib).await?;
-        Some(Room { _session: session, _node: node })
+    /// A place at once, or `None`.
+    fn try_take(&self, request: &SessionRequest) -> Option<Place> {
+        let one = self.all.clone().try_acquire_owned().ok()?;
+        let request_kib = match kib(request, MAX_REQUEST_KIB) {
+            0 => None,
+            kib => Some(self.request_kib.clone().try_acquire_many_owned(kib).ok()?),
+        };
+        Some(Place { _one: one, request_kib, node_room: None, reply_kib: None })
+    }
+
+    /// A place as soon as there is one; `None` never comes, since the semaphores are not closed.
+    async fn take(&self, request: &SessionRequest) -> Option<Place> {
+        let one = self.all.clone().acquire_owned().await.ok()?;
+        let request_kib = match kib(request, MAX_REQUEST_KIB) {
+            0 => None,
+            kib => Some(self.request_kib.clone().acquire_many_owned(kib).await.ok()?),
+        };
+        Some(Place { _one: one, request_kib, node_room: None, reply_kib: None })
     }
 
     /// What the reply to a request may come to, in MiB; 0 where it is hardly ever large.
@@ -110,20 +119,9 @@ pub fn serve(
     async_stream::stream! {
         let mut batch = Vec::new();
         while ready.recv_many(&mut batch, MAX_REPLIES_TOGETHER).await > 0 {
-            let mut replies = Vec::with_capacity(batch.len());
-            let mut size_bytes = 0;
             // The places are given back when the replies are on their way.
-            for (reply, _place) in batch.drain(..) {
-                size_bytes += reply.encoded_len();
-                replies.push(reply);
-                if size_bytes >= MAX_REPLY_BYTES {
-                    size_bytes = 0;
-                    yield Ok(SessionReplies { replies: std::mem::take(&mut replies) });
-                }
-            }
-            if !replies.is_empty() {
-                yield Ok(SessionReplies { replies });
-            }
+            let replies = batch.drain(..).map(|(reply, _place)| reply).collect();
+            yield Ok(SessionReplies { replies });
         }
         if let Ok(Some(status)) = reader.await {
             yield Err(status);
@@ -152,26 +150,29 @@ async fn read(
                 return Some(status);
             }
         };
-        // A caller that is gone, or a node that stops, must not wait for room.
-        let room = tokio::select! {
+        let node_room = tokio::select! {
             () = core.stopping().cancelled() => return None,
             () = replies.closed() => return None,
-            room = places.room(&core, message.encoded_len()) => Arc::new(room?),
+            room = core.session_room(message.encoded_len() / 1024 + 1) => Arc::new(room?),
         };
         let mut admitted = Vec::with_capacity(message.requests.len());
         for request in message.requests {
-            let place = tokio::select! {
-                () = core.stopping().cancelled() => return None,
-                () = replies.closed() => return None,
-                one = places.all.clone().acquire_owned() => Place { _one: one.ok()?, reply_kib: None },
+            let mut place = match places.try_take(&request) {
+                Some(place) => place,
+                None => {
+                    // What is admitted and not started would never give its places back.
+                    start(&core, &places, &replies, std::mem::take(&mut admitted));
+                    tokio::select! {
+                        () = core.stopping().cancelled() => return None,
+                        () = replies.closed() => return None,
+                        place = places.take(&request) => place?,
+                    }
+                }
             };
+            place.node_room = Some(node_room.clone());
             admitted.push((request, place));
-            // A message with more requests than places must not wait for itself.
-            if places.all.available_permits() == 0 {
-                start(&core, &places, &replies, &room, std::mem::take(&mut admitted));
-            }
         }
-        start(&core, &places, &replies, &room, admitted);
+        start(&core, &places, &replies, admitted);
     }
 }
 
@@ -180,15 +181,13 @@ fn start(
     core: &Arc<Core>,
     places: &Arc<Places>,
     replies: &mpsc::Sender<Answered>,
-    room: &Arc<Room>,
     admitted: Vec<(SessionRequest, Place)>,
 ) {
     if admitted.is_empty() {
         return;
     }
-    let (core, places, replies, room) = (core.clone(), places.clone(), replies.clone(), room.clone());
+    let (core, places, replies) = (core.clone(), places.clone(), replies.clone());
     tokio::spawn(async move {
-        let _room = room;
         let mut under_way: FuturesUnordered<_> =
             admitted.into_iter().map(|(request, place)| answer(&core, &places, request, place)).collect();
         while let Some(answered) = under_way.next().await {
@@ -217,6 +216,8 @@ async fn answer(core: &Core, places: &Places, request: SessionRequest, mut place
             member.dispatcher().call(request).await
         }
     };
+    place.request_kib = None;
+    place.node_room = None;
     let reply = SessionReply { call, reply: Some(reply) };
     let reply_kib = kib(&reply, MAX_REPLY_KIB);
     if reply_kib > 0 {
