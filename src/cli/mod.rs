@@ -109,14 +109,14 @@ pub fn main() -> ExitCode {
         Ok(context) => context,
         Err(error) => return Failure::from(error).report(cli.global.output),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let serves = matches!(cli.command, Command::Serve(_));
+    let runtime = match build_runtime(serves) {
         Ok(runtime) => runtime,
         Err(error) => {
             let error = Error::unavailable(format!("the threads of the runtime can't be started: {error}"));
             return Failure::from(error).report(cli.global.output);
         }
     };
-    let serves = matches!(cli.command, Command::Serve(_));
     let done = runtime.block_on(run(cli.command, &context));
     if serves {
         // The store is closed by the last task that used it, which must be before the process ends: RocksDB
@@ -130,6 +130,17 @@ pub fn main() -> ExitCode {
         Ok(done) => done.into(),
         Err(failure) => failure.report(cli.global.output),
     }
+}
+
+/// The runtime of the process. A node leaves one core to the log writer and to RocksDB's own threads, whose
+/// work every write waits for; TOKIO_WORKER_THREADS says otherwise.
+fn build_runtime(serves: bool) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if serves && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        builder.worker_threads(cores.saturating_sub(1).max(1));
+    }
+    builder.enable_all().build()
 }
 
 async fn run(command: Command, context: &Context) -> Result<Done, Failure> {

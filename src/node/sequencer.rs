@@ -24,8 +24,9 @@ use crate::types::{Error, LeaderHint, Moved, NodeId, Operation, Outcome, Request
 const MAX_BATCH_COMMANDS: usize = 1024;
 /// Bytes of keys and values in one entry, at most (one command may be larger).
 const MAX_ENTRY_BYTES: usize = 2 * 1024 * 1024;
-/// Batches of one shard under way at once. Few: what waits meanwhile makes the next batch larger.
-const MAX_BATCHES_UNDER_WAY: usize = 3;
+/// Batches of one shard under way at once. What waits meanwhile makes the next batch larger, and an entry
+/// costs far more than a command in it.
+const MAX_BATCHES_UNDER_WAY: usize = 1;
 /// Commands that wait for a batch; more wait for a place.
 const QUEUE_LENGTH: usize = 4096;
 /// How often what waits is looked at while nothing moves.

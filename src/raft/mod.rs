@@ -14,6 +14,7 @@
 //! it again when it stops, `gate` keeps the promises it made before, `wakefulness` notices that the machine
 //! was suspended, `housekeeping` cuts its log.
 
+mod append_stream;
 mod core;
 mod entry;
 mod gate;

@@ -1,6 +1,5 @@
 //! openraft's view of the connections: what a replica sends to another replica of its group.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,23 +14,21 @@ use openraft::network::{
     stream_append_sequential,
 };
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use openraft::{RPCTypes, RaftNetworkFactory};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
+use super::append_stream::{AppendAnswer, pipeline};
 use super::transfer::Courier;
 use super::transport::{AppendCall, CallError, Kind, Link, Transport};
-use super::{SnapshotData, TypeConfig, transport};
+use super::{SnapshotData, TypeConfig};
 use crate::codec;
 use crate::types::{NodeId, ShardId};
 
-/// The most bytes of one append stream that are sent and not answered. One request may exceed it.
-const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// An append is answered after the follower's disk has synced it, so a stream is given up only after
 /// this many times the soft limit without any answer.
 const STALL_FACTOR: u32 = 8;
@@ -84,7 +81,7 @@ pub(super) struct Sender {
 
 /// Everything that went wrong on the way is `Unreachable`, for which openraft waits before it tries
 /// again; a `Network` error it would retry at once.
-fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig> {
+pub(super) fn unreachable(error: impl std::fmt::Display) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(error))
 }
 
@@ -117,8 +114,6 @@ impl NetAppend<TypeConfig> for Sender {
         self.ask(Kind::Append, &request, &option, RPCTypes::AppendEntries).await
     }
 }
-
-type AppendAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
 impl NetStreamAppend<TypeConfig> for Sender {
     fn stream_append<'s, S>(
@@ -177,69 +172,6 @@ impl Sender {
             .map_err(|_| unreachable("too much waits to be sent"))?
             .map_err(unreachable)
     }
-}
-
-/// Forwards requests as they come, within a window, and yields the answers in the same order. Ends after
-/// the last answer, or with the first error.
-fn pipeline<S>(mut call: AppendCall, mut input: S, stall: Duration) -> impl Stream<Item = AppendAnswer> + Send
-where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
-{
-    async_stream::stream! {
-        let mut unanswered = VecDeque::new();
-        let mut unanswered_bytes = 0;
-        let mut input_ended = false;
-        let mut deadline = Instant::now() + stall;
-        while !(input_ended && unanswered.is_empty()) {
-            let room = unanswered.len() < transport::APPEND_WINDOW && unanswered_bytes < WINDOW_BYTES;
-            tokio::select! {
-                biased;
-                answer = call.recv(), if !unanswered.is_empty() => {
-                    unanswered_bytes -= unanswered.pop_front().unwrap_or(0);
-                    deadline = Instant::now() + stall;
-                    let answer = read_answer(answer);
-                    let ended = !matches!(answer, Ok(Ok(_)));
-                    yield answer;
-                    if ended {
-                        return;
-                    }
-                }
-                request = input.next(), if room && !input_ended => {
-                    let Some(request) = request else {
-                        input_ended = true;
-                        continue;
-                    };
-                    let body = Bytes::from(codec::encode(&request));
-                    if unanswered.is_empty() {
-                        deadline = Instant::now() + stall;
-                    }
-                    unanswered.push_back(body.len());
-                    unanswered_bytes += body.len();
-                    let sent = tokio::time::timeout(stall, call.send(body)).await;
-                    match sent {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
-                            yield Err(unreachable(error));
-                            return;
-                        }
-                        Err(_) => {
-                            yield Err(unreachable("too much waits to be sent"));
-                            return;
-                        }
-                    }
-                }
-                () = tokio::time::sleep_until(deadline), if !unanswered.is_empty() => {
-                    yield Err(unreachable(format!("no answer to an append within {stall:?}")));
-                    return;
-                }
-            }
-        }
-    }
-}
-
-fn read_answer(answer: Result<Bytes, CallError>) -> AppendAnswer {
-    let body = answer.map_err(unreachable)?;
-    codec::decode(&body, "an answer to an append").map_err(unreachable)
 }
 
 impl NetVote<TypeConfig> for Sender {
