@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -27,6 +28,11 @@ const MAX_ENTRY_BYTES: usize = 2 * 1024 * 1024;
 /// Batches of one shard under way at once. What waits meanwhile makes the next batch larger, and an entry
 /// costs far more than a command in it.
 const MAX_BATCHES_UNDER_WAY: usize = 1;
+/// The longest that a batch waits for the callers of the one before it, and the part of that one's time.
+const MAX_LINGER: Duration = Duration::from_millis(5);
+const LINGER_PART: u32 = 2;
+/// The runtime's clock is no finer.
+const MIN_LINGER: Duration = Duration::from_millis(1);
 /// Commands that wait for a batch; more wait for a place.
 const QUEUE_LENGTH: usize = 4096;
 /// How often what waits is looked at while nothing moves.
@@ -107,6 +113,7 @@ impl Sequencer {
             timestamps,
             barrier: barrier.clone(),
             under_way: Arc::new(Semaphore::new(MAX_BATCHES_UNDER_WAY)),
+            last: Arc::default(),
             resolve: Box::new(resolve),
         };
         tokio::spawn(task.run(waiting));
@@ -157,7 +164,26 @@ struct Task {
     timestamps: Timestamps,
     barrier: Arc<Barrier>,
     under_way: Arc<Semaphore>,
+    last: Arc<Mutex<LastBatch>>,
     resolve: Box<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>,
+}
+
+/// How the last batch went: how many callers may come back at once, and what waiting for them is worth.
+#[derive(Clone, Copy, Default)]
+struct LastBatch {
+    commands: usize,
+    took: Duration,
+    settled: Option<Instant>,
+}
+
+impl LastBatch {
+    /// Until when a batch waits for the callers of the last one. Callers that were just answered ask again
+    /// at once; without the wait, half of them would always be in one batch and half in the next, for twice
+    /// the entries.
+    fn linger_until(&self) -> Option<Instant> {
+        let linger = MAX_LINGER.min(self.took / LINGER_PART);
+        self.settled.filter(|_| linger >= MIN_LINGER).map(|settled| settled + linger)
+    }
 }
 
 impl Task {
@@ -166,9 +192,34 @@ impl Task {
         loop {
             // A place first, then the batch: what comes while all places are taken joins the next batch.
             let Some(place) = self.place(&mut queue, &mut waiting).await else { return };
+            let Some(()) = self.linger(&mut queue, &mut waiting).await else { return };
             let Some(batch) = gather(&mut queue, &mut waiting).await else { return };
             self.propose(batch, place).await;
         }
+    }
+
+    /// Waits a moment for the callers of the last batch to come back, once somebody waits at all.
+    async fn linger(
+        &self,
+        queue: &mut mpsc::Receiver<Waiting>,
+        waiting: &mut VecDeque<Waiting>,
+    ) -> Option<()> {
+        while let Ok(next) = queue.try_recv() {
+            waiting.push_back(next);
+        }
+        let last = *self.last.lock();
+        let expected = (waiting.len() + last.commands).min(MAX_BATCH_COMMANDS);
+        if waiting.is_empty() {
+            waiting.push_back(queue.recv().await?);
+        }
+        let Some(until) = last.linger_until() else { return Some(()) };
+        while waiting.len() < expected {
+            match tokio::time::timeout_at(until, queue.recv()).await {
+                Ok(next) => waiting.push_back(next?),
+                Err(_) => break,
+            }
+        }
+        Some(())
     }
 
     /// Waits for a place. A leader that is cut off keeps its batches under way for as long as it is: what
@@ -233,7 +284,14 @@ impl Task {
         let body = Bytes::from(codec::encode(&Entry::Commands(commands)));
         ticket.proposed();
         let proposal = self.group.submit(token, body).await;
-        let following = Following { group: self.group.clone(), token, ticket, place };
+        let following = Following {
+            group: self.group.clone(),
+            token,
+            ticket,
+            place,
+            proposed: Instant::now(),
+            last: self.last.clone(),
+        };
         let moved = self.moved(None);
         tokio::spawn(following.follow(proposal, batch, moved));
     }
@@ -308,6 +366,8 @@ struct Following {
     token: Token,
     ticket: Ticket,
     place: OwnedSemaphorePermit,
+    proposed: Instant,
+    last: Arc<Mutex<LastBatch>>,
 }
 
 impl Following {
@@ -326,6 +386,12 @@ impl Following {
                     batch.is_empty() || batch.len() == outcomes.len(),
                     "apply answers every command"
                 );
+                let settled = Instant::now();
+                *self.last.lock() = LastBatch {
+                    commands: batch.len(),
+                    took: settled - self.proposed,
+                    settled: Some(settled),
+                };
                 self.ticket.settle(Fate::Settled);
                 for (waiting, outcome) in batch.into_iter().zip(outcomes) {
                     // Whoever asked may have gone at its deadline.

@@ -122,6 +122,21 @@ impl LogWriter {
     }
 }
 
+/// The thread holds the engine: whoever drops the writer last must find the engine closed once that returns.
+/// RocksDB aborts the process where it is closed by a thread that is left over while the program ends.
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        let own = self
+            .thread
+            .get_mut()
+            .as_ref()
+            .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
+        if !own {
+            self.stop();
+        }
+    }
+}
+
 fn stopped() -> Error {
     Error::unavailable("the log writer has stopped: the node is shutting down or its disk failed")
 }
