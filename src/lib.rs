@@ -9,6 +9,8 @@
 //! The modules stand on floors and import downward only; `docs/ARCHITECTURE.md` has the table, and
 //! `tests/layers.rs` keeps it.
 
+#[doc(hidden)]
+pub mod bugs;
 pub mod codec;
 pub mod rpc;
 pub mod types;
@@ -31,6 +33,8 @@ pub mod oracle;
 pub mod raft;
 #[cfg(feature = "server")]
 pub mod shard;
+#[cfg(feature = "server")]
+pub mod txn;
 
 #[cfg(feature = "client")]
 pub use client::Client;

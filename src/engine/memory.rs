@@ -8,7 +8,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View,
+    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging,
+    View,
 };
 use crate::types::{Direction, Error, KeyRange, Result};
 
@@ -62,6 +63,7 @@ struct Staged {
 pub struct MemoryEngine {
     tables: RwLock<Tables>,
     staged: Arc<Mutex<Staged>>,
+    drop_rules: RwLock<Option<Arc<dyn DropRules>>>,
     syncs: std::sync::atomic::AtomicU64,
 }
 
@@ -121,6 +123,21 @@ impl Engine for MemoryEngine {
 
     fn discard_staged_except(&self, keep: &[StagedName]) -> Result<()> {
         self.staged.lock().finished.retain(|name, _| keep.contains(name));
+        Ok(())
+    }
+
+    fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
+        *self.drop_rules.write() = Some(rules);
+    }
+
+    fn compact_all(&self) -> Result<()> {
+        let Some(rules) = self.drop_rules.read().clone() else { return Ok(()) };
+        let mut tables = self.tables.write();
+        for family in Family::ALL {
+            if let Some(may_drop) = rules.begin(family) {
+                tables.table_mut(family).retain(|key, value| !may_drop(key, value));
+            }
+        }
         Ok(())
     }
 

@@ -109,6 +109,17 @@ pub trait Staging: Send {
 /// Names a finished staging, for [`Engine::install`] now or after a restart.
 pub type StagedName = String;
 
+/// Says of a key and its value whether the row may be dropped. Called from threads of the engine's own; must
+/// not panic.
+pub type DropRule = Box<dyn Fn(&[u8], &[u8]) -> bool + Send>;
+
+/// Which rows the engine may drop when it rewrites its files. It does so at any time or never, also under
+/// views that stand: a rule must spare what they may still ask for.
+pub trait DropRules: Send + Sync + 'static {
+    /// The rule for one rewriting of some files of a family; `None` drops nothing.
+    fn begin(&self, family: Family) -> Option<DropRule>;
+}
+
 /// An ordered store with atomic batches.
 pub trait Engine: Send + Sync + 'static {
     /// A view of everything written so far.
@@ -133,6 +144,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Forgets every finished or unfinished staging but those named. For a start, before any is begun.
     fn discard_staged_except(&self, keep: &[StagedName]) -> Result<()>;
+
+    /// Sets which rows may be dropped from now on; none before it is called.
+    fn set_drop_rules(&self, rules: Arc<dyn DropRules>);
+
+    /// Rewrites everything, so that rows which may be dropped are. Slow: for tests and by hand.
+    fn compact_all(&self) -> Result<()>;
 
     /// What it holds.
     fn stats(&self) -> EngineStats;

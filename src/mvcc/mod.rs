@@ -9,10 +9,15 @@
 //! A removed key keeps a tombstone in `current`, and tombstones move to the history like values: they
 //! carry the id of the request that wrote them (rule R8).
 //!
+//! What was superseded or removed at or before the safe point may be dropped (`gc`), by each replica when its
+//! engine compacts (`floor`): reads there are refused above, and writes do not depend on it.
+//!
 //! Functions here take internal keys (`codec::keyspace`) and know nothing of shards, locks or ids beyond
 //! storing them.
 
 mod family;
+mod floor;
+mod gc;
 mod read;
 mod row;
 mod write;
@@ -23,6 +28,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use family::family_range;
-pub use read::{Examined, at, current, latest, scan, written_by};
+pub use floor::{Floors, Hold, MayDrop};
+pub use gc::may_drop_version;
+pub use read::{Examined, at, current, latest, newer_in, scan, written_by};
 pub use row::{Row, Version};
 pub use write::{overwrite, write};

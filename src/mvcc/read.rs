@@ -2,28 +2,31 @@
 
 use bytes::Bytes;
 
-use super::{Row, family::superseded_after, family_range};
+use super::{Row, family::superseded_after, family_range, gc};
+use crate::bugs::{self, Bug};
 use crate::engine::{Family, Rows, View};
 use crate::types::{Direction, KeyRange, RequestId, Result, Timestamp};
 
 /// The row of `key` in `current`: its newest version, which may be a tombstone. `None` where the key was
-/// never written, or so long ago removed that its tombstone is gone.
+/// never written, or removed at or before the safe point, so that its tombstone may be gone.
 ///
 /// # Errors
 ///
 /// Those of the engine; `Corrupt` where the row is malformed. So for all functions here.
-pub fn current(view: &dyn View, key: &[u8]) -> Result<Option<Row>> {
-    view.get(Family::Current, key)?.map(Row::decode).transpose()
+pub fn current(view: &dyn View, key: &[u8], safe_point: Timestamp) -> Result<Option<Row>> {
+    let found = gc::unless_dropped(view.get(Family::Current, key)?, safe_point)?;
+    found.map(Row::decode).transpose()
 }
 
 /// The newest version of `key`, where it holds something.
 pub fn latest(view: &dyn View, key: &[u8]) -> Result<Option<Row>> {
-    Ok(current(view, key)?.filter(|row| row.version.value.is_some()))
+    Ok(current(view, key, Timestamp::ZERO)?.filter(|row| row.version.value.is_some()))
 }
 
-/// The version of `key` that a snapshot at `ts` shows, where it shows one.
+/// The version of `key` that a snapshot at `ts` shows, where it shows one. What it shows does not depend on
+/// what was dropped, as long as `ts` is not below the safe point.
 pub fn at(view: &dyn View, key: &[u8], ts: Timestamp) -> Result<Option<Row>> {
-    match current(view, key)? {
+    match current(view, key, Timestamp::ZERO)? {
         Some(newest) => visible(view, key, newest, ts),
         None => Ok(None),
     }
@@ -47,22 +50,46 @@ fn visible(view: &dyn View, key: &[u8], newest: Row, ts: Timestamp) -> Result<Op
 ///
 /// Every effect of a request has a commit timestamp above `id.seen`. So a key whose newest version is not
 /// above it costs nothing further; else its history is walked from the newest down to `id.seen`, a step
-/// for each write of this key since the caller last heard of the store.
-pub fn written_by(view: &dyn View, key: &[u8], newest: Option<&Row>, id: RequestId) -> Result<Option<Row>> {
+/// for each write of this key since the caller last heard of the store. Versions superseded at or before the
+/// safe point may be gone, and are not found.
+pub fn written_by(
+    view: &dyn View,
+    key: &[u8],
+    newest: Option<&Row>,
+    id: RequestId,
+    safe_point: Timestamp,
+) -> Result<Option<Row>> {
     let Some(newest) = newest else { return Ok(None) };
-    if newest.version.commit_ts <= id.seen {
+    if newest.version.commit_ts <= id.seen || bugs::on(Bug::RetryAppliedTwice) {
         return Ok(None);
     }
     if newest.version.id == id {
         return Ok(Some(newest.clone()));
     }
-    for row in view.scan(Family::History, &superseded_after(key, id.seen), Direction::Reverse) {
+    let later = superseded_after(key, id.seen.max(safe_point));
+    for row in view.scan(Family::History, &later, Direction::Reverse) {
         let row = Row::decode(row?.1)?;
         if row.version.commit_ts <= id.seen {
             return Ok(None);
         }
         if row.version.id == id {
             return Ok(Some(row));
+        }
+    }
+    Ok(None)
+}
+
+/// A key of a range with a version committed after `ts`, removals included, and when that was; the first
+/// there is. Right for a `ts` not below the safe point.
+pub fn newer_in(view: &dyn View, range: &KeyRange, ts: Timestamp) -> Result<Option<(Bytes, Timestamp)>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    for row in view.scan(Family::Current, &family_range(Family::Current, range), Direction::Forward) {
+        let (key, raw) = row?;
+        let commit_ts = Row::decode(raw)?.version.commit_ts;
+        if commit_ts > ts {
+            return Ok(Some((key, commit_ts)));
         }
     }
     Ok(None)

@@ -121,6 +121,17 @@ impl Row {
     }
 }
 
+/// When a row's key was removed, if the row is a tombstone. Reads no more than that.
+pub(super) fn tombstone_ts(raw: &[u8]) -> Result<Option<Timestamp>> {
+    match raw {
+        [FORMAT, flags, rest @ ..] if flags & TOMBSTONE == 0 || rest.len() >= 8 => {
+            let mut rest = rest;
+            Ok(if flags & TOMBSTONE == 0 { None } else { take_u64(&mut rest).map(Timestamp) })
+        }
+        _ => Row::decode(Bytes::copy_from_slice(raw)).map(|_| None),
+    }
+}
+
 /// The version in a row of the known format; `None` where it is malformed.
 fn decode_body(raw: &Bytes) -> Option<Version> {
     let mut input = &raw[1..];

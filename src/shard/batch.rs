@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use bytes::Bytes;
 
 use super::apply::Context;
+use super::lock::{self, Access};
 use super::{counter, outcome, single};
 use crate::engine::{Overlay, View};
 use crate::mvcc::{self, Row, Version};
@@ -33,7 +34,7 @@ impl Body<'_> {
 
 /// Runs a batch. Each key is written once, as the last step leaves it: a commit makes at most one version of
 /// a key. A refusal in any step voids all of it: nothing is written but the marker.
-pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -> Result<Outcome> {
+pub(super) fn run(overlay: &mut Overlay<'_>, context: Context<'_>, body: Body<'_>) -> Result<Outcome> {
     let Some(routing_key) = body.routing_key().filter(|_| body.writes()) else {
         // It changes nothing, so that a retry may look again: reads must not fill the disk with markers.
         return Ok(match draft(overlay, context, body)? {
@@ -41,11 +42,13 @@ pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -
             Err(refusal) => Outcome::Refused(refusal),
         });
     };
-    if let Some(first) = outcome::marked(&*overlay, routing_key, context.id)? {
+    if let Some(first) = outcome::marked(&*overlay, routing_key, context)? {
         return Ok(first);
     }
     let (keys, done) = match draft(overlay, context, body)? {
         Ok(drafted) => drafted,
+        // It comes again after the release (rule R9).
+        Err(locked @ Refusal::Locked(_)) => return Ok(Outcome::Refused(locked)),
         Err(refusal) => return Ok(outcome::mark(overlay, routing_key, context, Outcome::Refused(refusal))),
     };
     for (key, drafted) in keys {
@@ -57,14 +60,28 @@ pub(super) fn run(overlay: &mut Overlay<'_>, context: Context, body: Body<'_>) -
 }
 
 /// Takes the steps without writing anything: how they leave the keys, and the outcome; or why one is
-/// refused.
-fn draft(view: &dyn View, context: Context, body: Body<'_>) -> Result<Result<(Keys, Outcome), Refusal>> {
+/// refused. Locks come first: those of the conditions, then those of the branch they choose.
+fn draft(view: &dyn View, context: Context<'_>, body: Body<'_>) -> Result<Result<(Keys, Outcome), Refusal>> {
     let mut draft = Draft { view, context, keys: BTreeMap::new(), read_bytes: 0 };
     let mut succeeded = true;
+    for condition in body.conditions {
+        if let Some(lock) = lock::excluding(view, context, Access::Read(&condition.key))? {
+            return Ok(Err(Refusal::Locked(lock)));
+        }
+    }
     for condition in body.conditions {
         succeeded = succeeded && single::holds(&condition.expect, draft.read(&condition.key)?.as_ref());
     }
     let steps = if succeeded { body.then } else { body.otherwise };
+    for step in steps {
+        let access = match step {
+            Step::Get { key } => Access::Read(key),
+            _ => Access::Write(step.key()),
+        };
+        if let Some(lock) = lock::excluding(view, context, access)? {
+            return Ok(Err(Refusal::Locked(lock)));
+        }
+    }
     let mut results = Vec::with_capacity(steps.len());
     for step in steps {
         match draft.take(step)? {
@@ -87,7 +104,7 @@ struct Drafted {
 
 impl Drafted {
     /// The version to write; `None` where nothing is: a key that was only read, or is absent as before.
-    fn version(&self, context: Context) -> Option<Version> {
+    fn version(&self, context: Context<'_>) -> Option<Version> {
         let held = self.stored.as_ref().is_some_and(|row| row.version.value.is_some());
         match &self.record {
             _ if !self.written => None,
@@ -108,7 +125,7 @@ impl Drafted {
 /// The steps' work before any of it is written.
 struct Draft<'v> {
     view: &'v dyn View,
-    context: Context,
+    context: Context<'v>,
     keys: Keys,
     read_bytes: usize,
 }
@@ -119,7 +136,7 @@ impl Draft<'_> {
         Ok(match self.keys.entry(key.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
-                let stored = mvcc::current(self.view, key)?;
+                let stored = mvcc::current(self.view, key, self.context.safe_point)?;
                 let record = stored.as_ref().and_then(|row| row.version.record());
                 unknown.insert(Drafted { stored, record, written: false })
             }

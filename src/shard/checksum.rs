@@ -2,6 +2,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::gc;
 use crate::engine::{BatchEntry, Family, View};
 use crate::mvcc;
 use crate::types::{Direction, KeyRange, Result, Timestamp};
@@ -44,12 +45,13 @@ pub struct RowsChecksum {
 }
 
 /// Reads every row of the shard's data in a range of internal keys, and sums it up. For comparing replicas
-/// that have applied the same log index. Reads everything: call it where blocking is allowed.
+/// that have applied the same log index, so with the same safe point: rows that one of them may have dropped are
+/// left out. Reads everything: call it where blocking is allowed.
 ///
 /// # Errors
 ///
 /// Those of the engine.
-pub fn checksum_rows(view: &dyn View, range: &KeyRange) -> Result<RowsChecksum> {
+pub fn checksum_rows(view: &dyn View, range: &KeyRange, safe_point: Timestamp) -> Result<RowsChecksum> {
     let mut hash = Xxh3::new();
     let mut rows = 0;
     for family in Family::SHARD_DATA {
@@ -59,6 +61,9 @@ pub fn checksum_rows(view: &dyn View, range: &KeyRange) -> Result<RowsChecksum> 
         }
         for row in view.scan(family, &range, Direction::Forward) {
             let (key, value) = row?;
+            if gc::may_drop(family, &key, &value, safe_point) {
+                continue;
+            }
             update(&mut hash, b'p', family);
             update_bytes(&mut hash, &key);
             update_bytes(&mut hash, &value);

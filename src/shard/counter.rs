@@ -9,7 +9,12 @@ use crate::engine::Overlay;
 use crate::types::{Outcome, Refusal, Result};
 
 /// Adds to a counter; an absent one counts as 0. What can't be added to is kept for retries.
-pub(super) fn add(overlay: &mut Overlay<'_>, context: Context, key: &Bytes, delta: i64) -> Result<Outcome> {
+pub(super) fn add(
+    overlay: &mut Overlay<'_>,
+    context: Context<'_>,
+    key: &Bytes,
+    delta: i64,
+) -> Result<Outcome> {
     let current = match single::find(&*overlay, context, key)? {
         Found::Retry(first) => {
             let commit_ts = first.version.commit_ts;
@@ -21,6 +26,7 @@ pub(super) fn add(overlay: &mut Overlay<'_>, context: Context, key: &Bytes, delt
             ));
         }
         Found::Marked(first) => return Ok(first),
+        Found::Locked(lock) => return Ok(Outcome::Refused(Refusal::Locked(lock))),
         Found::Fresh(current) => current,
     };
     let held = current.as_ref().and_then(|row| row.version.value.as_deref());

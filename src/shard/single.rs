@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::apply::Context;
+use super::lock::{self, Access};
 use super::outcome;
+use crate::bugs::{self, Bug};
 use crate::engine::{Overlay, View};
 use crate::mvcc::{self, Row, Version};
-use crate::types::{Expect, Outcome, Record, Result};
+use crate::types::{Expect, Lock, Outcome, Record, Refusal, Result};
 
 /// What a command of one key finds.
 pub(super) enum Found {
@@ -14,18 +16,23 @@ pub(super) enum Found {
     Retry(Row),
     /// An earlier attempt, which left this outcome.
     Marked(Outcome),
+    /// A lock in the way (rule R9).
+    Locked(Lock),
     /// Nothing of the kind: the newest version, to be decided on.
     Fresh(Option<Row>),
 }
 
-/// Reads the newest version of a key and looks for an earlier attempt (rule R8).
-pub(super) fn find(view: &dyn View, context: Context, key: &[u8]) -> Result<Found> {
-    let current = mvcc::current(view, key)?;
-    if let Some(first) = mvcc::written_by(view, key, current.as_ref(), context.id)? {
+/// Reads the newest version of a key, and looks for an earlier attempt (rule R8), then for a lock.
+pub(super) fn find(view: &dyn View, context: Context<'_>, key: &[u8]) -> Result<Found> {
+    let current = mvcc::current(view, key, context.safe_point)?;
+    if let Some(first) = mvcc::written_by(view, key, current.as_ref(), context.id, context.safe_point)? {
         return Ok(Found::Retry(first));
     }
-    Ok(match outcome::marked(view, key, context.id)? {
-        Some(first) => Found::Marked(first),
+    if let Some(first) = outcome::marked(view, key, context)? {
+        return Ok(Found::Marked(first));
+    }
+    Ok(match lock::excluding(view, context, Access::Write(key))? {
+        Some(lock) => Found::Locked(lock),
         None => Found::Fresh(current),
     })
 }
@@ -33,23 +40,27 @@ pub(super) fn find(view: &dyn View, context: Context, key: &[u8]) -> Result<Foun
 /// Writes a value.
 pub(super) fn put(
     overlay: &mut Overlay<'_>,
-    context: Context,
+    context: Context<'_>,
     key: &Bytes,
     value: &Bytes,
 ) -> Result<Outcome> {
-    let current = mvcc::current(&*overlay, key)?;
+    let current = mvcc::current(&*overlay, key, context.safe_point)?;
     // No look for a marker: a put that is admitted always writes, and so never leaves one.
-    match mvcc::written_by(&*overlay, key, current.as_ref(), context.id)? {
-        Some(first) => Ok(outcome::of_version(&first.version)),
+    if let Some(first) = mvcc::written_by(&*overlay, key, current.as_ref(), context.id, context.safe_point)? {
+        return Ok(outcome::of_version(&first.version));
+    }
+    match lock::excluding(&*overlay, context, Access::Write(key))? {
+        Some(lock) => Ok(Outcome::Refused(Refusal::Locked(lock))),
         None => write(overlay, context, key, current, Some(value)),
     }
 }
 
 /// Removes a key. Where it holds nothing only a marker is left.
-pub(super) fn delete(overlay: &mut Overlay<'_>, context: Context, key: &Bytes) -> Result<Outcome> {
+pub(super) fn delete(overlay: &mut Overlay<'_>, context: Context<'_>, key: &Bytes) -> Result<Outcome> {
     match find(&*overlay, context, key)? {
         Found::Retry(first) => Ok(outcome::of_version(&first.version)),
         Found::Marked(first) => Ok(first),
+        Found::Locked(lock) => Ok(Outcome::Refused(Refusal::Locked(lock))),
         Found::Fresh(current) => write(overlay, context, key, current, None),
     }
 }
@@ -57,7 +68,7 @@ pub(super) fn delete(overlay: &mut Overlay<'_>, context: Context, key: &Bytes) -
 /// Writes or removes where the key holds what is expected. What was found instead is kept for retries too.
 pub(super) fn compare_and_swap(
     overlay: &mut Overlay<'_>,
-    context: Context,
+    context: Context<'_>,
     key: &Bytes,
     expect: &Expect,
     value: Option<&Bytes>,
@@ -65,11 +76,15 @@ pub(super) fn compare_and_swap(
     let current = match find(&*overlay, context, key)? {
         Found::Retry(first) => return Ok(outcome::of_version(&first.version)),
         Found::Marked(first) => return Ok(first),
+        Found::Locked(lock) => return Ok(Outcome::Refused(Refusal::Locked(lock))),
         Found::Fresh(current) => current,
     };
     let record = current.as_ref().and_then(|row| row.version.record());
     if !holds(expect, record.as_ref()) {
         let not_matched = Outcome::NotMatched { commit_ts: context.timestamp, current: record };
+        if bugs::on(Bug::RefusalDoesNotStick) {
+            return Ok(not_matched);
+        }
         return Ok(outcome::mark(overlay, key, context, not_matched));
     }
     write(overlay, context, key, current, value)
@@ -90,7 +105,7 @@ pub(super) fn holds(expect: &Expect, record: Option<&Record>) -> bool {
 /// Writes a value, or with `None` removes the key, over what it holds.
 pub(super) fn write(
     overlay: &mut Overlay<'_>,
-    context: Context,
+    context: Context<'_>,
     key: &Bytes,
     current: Option<Row>,
     value: Option<&Bytes>,

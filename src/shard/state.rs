@@ -27,6 +27,27 @@ pub enum Entry {
     },
 }
 
+/// How many rows there are of the kinds that commands and reads look for. Where there are none they cost
+/// nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Locks of all kinds.
+    pub locks: u64,
+    /// Those of keys that were read.
+    pub read_locks: u64,
+    /// Those of ranges.
+    pub range_locks: u64,
+    /// COMMITTED records, each kept until it is forgotten (rule R7).
+    pub committed: u64,
+}
+
+impl Counts {
+    /// Locks of keys that are written: the only ones that matter to reads.
+    pub fn write_locks(&self) -> u64 {
+        self.locks.saturating_sub(self.read_locks + self.range_locks)
+    }
+}
+
 /// A replica's state besides its rows. Written in the same batch as the rows of each entry.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -39,11 +60,23 @@ pub struct State {
     pub checksum: u64,
     /// The timestamp ceiling (system shard only; zero elsewhere). The oracle hands out nothing above it.
     pub ceiling: Timestamp,
+    /// What was superseded or removed at or before it counts as gone, whether or not it still has rows:
+    /// replicas drop them when they like. Reads below it are refused.
+    pub safe_point: Timestamp,
+    /// How many locks and records there are.
+    pub counts: Counts,
 }
 
 impl State {
     /// The state of a shard that has applied nothing.
     pub fn new(descriptor: ShardDescriptor) -> Self {
-        Self { descriptor, closed: Timestamp::ZERO, checksum: 0, ceiling: Timestamp::ZERO }
+        Self {
+            descriptor,
+            closed: Timestamp::ZERO,
+            checksum: 0,
+            ceiling: Timestamp::ZERO,
+            safe_point: Timestamp::ZERO,
+            counts: Counts::default(),
+        }
     }
 }

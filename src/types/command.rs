@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Timestamp};
+use super::{Lock, Record, Timestamp, TxnCommand, TxnOutcome};
 
 /// Recognises a retry (rule R8): the same id takes effect once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -131,10 +131,18 @@ pub enum Operation {
         /// Taken where one is not.
         otherwise: Vec<Step>,
     },
+    /// A command of a transaction's commit. Sent by nodes only, never by a client.
+    Txn(TxnCommand),
+    /// Raises the shard's safe point: versions superseded at or before it may be dropped. Sent by the
+    /// shard's leader only. Ignored where it raises nothing.
+    AdvanceSafePoint {
+        /// The new safe point.
+        safe_point: Timestamp,
+    },
 }
 
 impl Operation {
-    /// Every key the operation names, in the order in which they are written down.
+    /// Every key the operation names, in the order in which they are written down. Of a range, where it begins.
     pub fn keys(&self) -> Vec<&Bytes> {
         match self {
             Self::Put { key, .. }
@@ -146,7 +154,15 @@ impl Operation {
                 .map(|condition| &condition.key)
                 .chain(then.iter().chain(otherwise).map(Step::key))
                 .collect(),
+            Self::Txn(command) => command.keys(),
+            Self::AdvanceSafePoint { .. } => Vec::new(),
         }
+    }
+
+    /// Whether it ends a transaction in its shard, so that what waits for that one's locks may go on.
+    pub fn ends_txn(&self) -> bool {
+        use TxnCommand::{Abort, Decide, Finish};
+        matches!(self, Self::Txn(Decide { .. } | Abort { .. } | Finish { .. }))
     }
 
     /// Bytes of keys and values together, as limits count them.
@@ -172,6 +188,8 @@ impl Operation {
                     conditions.iter().map(|c| c.key.len() + expect_bytes(&c.expect)).sum();
                 conditions + then.iter().chain(otherwise).map(step_bytes).sum::<usize>()
             }
+            Self::Txn(command) => command.size_bytes(),
+            Self::AdvanceSafePoint { .. } => 8,
         }
     }
 }
@@ -245,6 +263,13 @@ pub enum Outcome {
         /// A result for each step of the branch taken.
         results: Vec<BatchResult>,
     },
+    /// Of a command of a transaction's commit.
+    Txn(TxnOutcome),
+    /// The safe point stands.
+    SafePoint {
+        /// The shard's safe point now.
+        safe_point: Timestamp,
+    },
     /// Nothing was done, for a reason that every replica sees alike.
     Refused(Refusal),
 }
@@ -285,6 +310,9 @@ pub enum Refusal {
         /// The limit, in bytes of keys and values.
         limit_bytes: u64,
     },
+    /// A transaction holds a lock that excludes the command (rule R9). Leaves no trace: the command comes again once
+    /// the lock is gone.
+    Locked(Lock),
     /// The entry's timestamp does not rise above what was applied before: the entry is void.
     StaleTimestamp {
         /// The highest timestamp applied before.

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{NodeId, ShardDescriptor};
+use super::{NodeId, ShardDescriptor, Timestamp};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -85,6 +86,49 @@ pub struct Moved {
     pub leader: Option<LeaderHint>,
 }
 
+/// What was in the way of a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ConflictReason {
+    /// Something that the transaction read was changed after it read it.
+    Changed,
+    /// Another transaction holds a lock on something that it touches.
+    Locked,
+    /// It took so long that somebody who met its locks rolled it back.
+    RolledBack,
+    /// It adds to what is no counter, or beyond 64 bits: the error's kind is then [`ErrorKind::Invalid`].
+    Counter,
+    /// Something that this version does not know.
+    Other,
+}
+
+impl ConflictReason {
+    /// The reason's name as it stands in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Locked => "locked",
+            Self::RolledBack => "rolled_back",
+            Self::Counter => "counter",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why a commit took no effect, for programs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conflict {
+    /// What was in the way.
+    pub reason: ConflictReason,
+    /// The key where it was, as the user knows it; of a range, where it begins. `None` where no key is to blame,
+    /// or where it was too long to be told.
+    pub key: Option<Bytes>,
+    /// When the key was changed or locked, where that is known.
+    pub ts: Option<Timestamp>,
+    /// Whether this is kept: no attempt at this commit under this request id takes effect, neither an earlier nor
+    /// a later one. Without it only this attempt did nothing.
+    pub is_final: bool,
+}
+
 /// An error: what was wrong, the value, the limit, and what to do, in `message`.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -95,12 +139,14 @@ pub struct Error {
     pub message: String,
     /// Where to go instead; only with [`ErrorKind::Moved`].
     pub moved: Option<Box<Moved>>,
+    /// Why a commit took no effect; with [`ErrorKind::Conflict`], and with [`ErrorKind::Invalid`] for a counter.
+    pub conflict: Option<Box<Conflict>>,
 }
 
 impl Error {
     /// An error of any kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), moved: None }
+        Self { kind, message: message.into(), moved: None, conflict: None }
     }
 
     /// The request is wrong.
@@ -130,6 +176,15 @@ impl Error {
 
     /// It went to the wrong place.
     pub fn moved(message: impl Into<String>, moved: Moved) -> Self {
-        Self { kind: ErrorKind::Moved, message: message.into(), moved: Some(Box::new(moved)) }
+        Self { moved: Some(Box::new(moved)), ..Self::new(ErrorKind::Moved, message) }
+    }
+
+    /// A commit took no effect: `Conflict`, or for a counter `Invalid`.
+    pub fn conflict(message: impl Into<String>, conflict: Conflict) -> Self {
+        let kind = match conflict.reason {
+            ConflictReason::Counter => ErrorKind::Invalid,
+            _ => ErrorKind::Conflict,
+        };
+        Self { conflict: Some(Box::new(conflict)), ..Self::new(kind, message) }
     }
 }

@@ -69,6 +69,25 @@ impl KeyRange {
         (!range.is_empty()).then_some(range)
     }
 
+    /// The same keys in as few ranges as can be: in order, none empty, no two overlapping or touching.
+    pub fn join(mut ranges: Vec<KeyRange>) -> Vec<KeyRange> {
+        ranges.retain(|range| !range.is_empty());
+        ranges.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+        let mut joined: Vec<KeyRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if last.end.as_ref().is_none_or(|end| *end >= range.start) => {
+                    last.end = match (last.end.take(), range.end) {
+                        (Some(a), Some(b)) => Some(a.max(b)),
+                        _ => None,
+                    };
+                }
+                _ => joined.push(range),
+            }
+        }
+        joined
+    }
+
     /// Whether no key can lie in the range (its end is not past its start).
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
@@ -102,6 +121,23 @@ mod tests {
         assert_eq!(prefix_end(b"a\xff\xff"), Some(Bytes::from_static(b"b")));
         assert_eq!(prefix_end(b"\xff"), None);
         assert_eq!(prefix_end(b""), None);
+    }
+
+    #[test]
+    fn ranges_are_joined_where_they_overlap_or_touch() {
+        let range =
+            |start: &'static str, end: Option<&'static str>| KeyRange::new(start, end.map(Bytes::from));
+        let joined = KeyRange::join(vec![
+            range("m", Some("m")),
+            range("d", Some("e")),
+            range("a", Some("c")),
+            range("b", Some("d")),
+            range("f", Some("k")),
+            range("g", Some("h")),
+        ]);
+        assert_eq!(joined, [range("a", Some("e")), range("f", Some("k"))]);
+        assert_eq!(KeyRange::join(vec![range("z", None), range("a", None)]), [range("a", None)]);
+        assert!(KeyRange::join(Vec::new()).is_empty());
     }
 
     #[test]

@@ -30,3 +30,18 @@ pub const MAX_DEADLINE_MS: u64 = 5 * 60 * 1000;
 pub const DEFAULT_DEADLINE_MS: u64 = 10 * 1000;
 /// The most shards of a cluster.
 pub const MAX_SHARDS: usize = 4096;
+/// The most keys that one transaction may read and write together, each list counted on its own.
+pub const MAX_TXN_KEYS: usize = 10_000;
+/// The most ranges that one transaction may read.
+pub const MAX_TXN_RANGES: usize = 1_000;
+/// The largest transaction, in bytes of keys and values together. Its lifetime is [`MAX_COMMAND_AGE_MS`].
+pub const MAX_TXN_BYTES: usize = MAX_BATCH_BYTES;
+/// A commit over several shards that touches more keys than this, or any range, takes two rounds: its
+/// STAGING record would list them all, and whoever meets a lock would have to ask for each.
+pub const MAX_LISTED_KEYS: usize = 64;
+/// The same limit, in bytes of the keys.
+pub const MAX_LISTED_BYTES: usize = 16 * 1024;
+/// Whoever meets a lock older than this, by oracle time, may end its transaction (rule R5).
+pub const LOCK_TTL_MS: u64 = 3_000;
+/// How far the safe point of garbage collection stays behind. Not less than a transaction may live (rule R7).
+pub const RETENTION_MS: u64 = MAX_COMMAND_AGE_MS;

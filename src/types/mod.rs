@@ -8,11 +8,13 @@ mod key;
 pub mod limits;
 mod record;
 mod timestamp;
+mod txn;
 
 pub use command::{BatchResult, Condition, Expect, Operation, Outcome, Refusal, RequestId, Step};
 pub use descriptor::{Epoch, NodeRecord, ShardDescriptor};
-pub use error::{Error, ErrorKind, LeaderHint, Moved, Result};
+pub use error::{Conflict, ConflictReason, Error, ErrorKind, LeaderHint, Moved, Result};
 pub use id::{ClusterId, NodeId, ShardId, StoreId};
 pub use key::{Direction, KeyRange, prefix_end};
 pub use record::Record;
 pub use timestamp::Timestamp;
+pub use txn::{AbortReason, Decision, Lock, TxnCommand, TxnId, TxnOutcome, TxnPart, TxnStatus, TxnWrite};

@@ -4,6 +4,7 @@
 //! the batches. RocksDB syncs a closed log before it installs a flush where there are several families,
 //! so a flushed family never runs ahead of what the log can restore in the others.
 
+mod compaction;
 mod options;
 mod staging;
 
@@ -13,14 +14,16 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIteratorWithThreadMode, FlushOptions,
-    IngestExternalFileOptions, Options, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+    BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBRawIteratorWithThreadMode, FlushOptions, IngestExternalFileOptions, Options, ReadOptions,
+    SnapshotWithThreadMode, WriteBatch, WriteOptions,
 };
 
 pub use options::RocksOptions;
 
 use super::{
-    Batch, BatchEntry, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging, View,
+    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging,
+    View,
 };
 use crate::types::{Direction, Error, ErrorKind, KeyRange, Result};
 
@@ -31,6 +34,7 @@ const DEFAULT_FAMILY: &str = "default";
 pub struct RocksEngine {
     db: DB,
     staging_dir: PathBuf,
+    drop_rules: compaction::SharedRules,
     next_staging: AtomicU64,
     syncs: AtomicU64,
     /// Dropped last, when the database is closed: fields go in the order in which they stand.
@@ -48,8 +52,9 @@ impl RocksEngine {
         let db_options = options.database();
         refuse_unknown_families(&db_options, path)?;
         std::fs::create_dir_all(path).map_err(|error| io_error("create", path, &error))?;
+        let drop_rules = compaction::SharedRules::default();
         let families = options
-            .families()
+            .families(&drop_rules)
             .into_iter()
             .map(|(family, options)| ColumnFamilyDescriptor::new(family.name(), options));
         let db =
@@ -57,7 +62,8 @@ impl RocksEngine {
         let staging_dir = staging::directory(path);
         std::fs::create_dir_all(&staging_dir).map_err(|error| io_error("create", &staging_dir, &error))?;
         let next_staging = AtomicU64::new(staging::last_number(&staging_dir)? + 1);
-        Ok(Self { db, staging_dir, next_staging, syncs: AtomicU64::new(0), open: Arc::new(()) })
+        let (syncs, open) = (AtomicU64::new(0), Arc::new(()));
+        Ok(Self { db, staging_dir, drop_rules, next_staging, syncs, open })
     }
 
     /// What is gone once the database is closed, and the directory can be opened again.
@@ -168,6 +174,20 @@ impl Engine for RocksEngine {
             if !keep.contains(&name) {
                 staging::remove(&self.staging_dir, &name)?;
             }
+        }
+        Ok(())
+    }
+
+    fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
+        *self.drop_rules.write() = Some(rules);
+    }
+
+    fn compact_all(&self) -> Result<()> {
+        self.flush()?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        for family in Family::ALL {
+            self.db.compact_range_cf_opt(self.family(family)?, None::<&[u8]>, None::<&[u8]>, &options);
         }
         Ok(())
     }

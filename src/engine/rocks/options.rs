@@ -2,6 +2,7 @@
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options};
 
+use super::compaction::{Factory, SharedRules};
 use crate::engine::Family;
 
 const MIB: usize = 1024 * 1024;
@@ -50,10 +51,17 @@ impl RocksOptions {
         options
     }
 
-    /// The options of the families, which share one cache.
-    pub(super) fn families(&self) -> Vec<(Family, Options)> {
+    /// The options of the families, which share one cache. Compaction asks `rules` what to drop.
+    pub(super) fn families(&self, rules: &SharedRules) -> Vec<(Family, Options)> {
         let cache = Cache::new_lru_cache(self.block_cache_bytes);
-        Family::ALL.iter().map(|family| (*family, self.family(*family, &cache))).collect()
+        let options = |family| {
+            let mut options = self.family(family, &cache);
+            if Family::SHARD_DATA.contains(&family) {
+                options.set_compaction_filter_factory(Factory::new(family, rules.clone()));
+            }
+            (family, options)
+        };
+        Family::ALL.into_iter().map(options).collect()
     }
 
     fn family(&self, family: Family, cache: &Cache) -> Options {
@@ -85,6 +93,13 @@ impl RocksOptions {
                 // Few keys, overwritten by every apply.
                 options.set_compression_type(DBCompressionType::None);
                 options.set_write_buffer_size(8 * MIB);
+            }
+            Family::Lock => {
+                // Rows live for milliseconds. A small buffer, soon flushed, keeps the remains few that a scan
+                // walks over.
+                options.set_compression_type(DBCompressionType::None);
+                options.set_write_buffer_size(MIB);
+                options.set_level_zero_file_num_compaction_trigger(2);
             }
             _ => {
                 options.set_compression_type(DBCompressionType::Lz4);

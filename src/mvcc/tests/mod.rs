@@ -1,5 +1,6 @@
 //! Tests of versions: scripts on both engines, and a plain model.
 
+mod floors;
 mod model;
 mod scripts;
 

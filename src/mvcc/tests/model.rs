@@ -56,7 +56,7 @@ fn write_to_model(model: &mut Model, write: &Write, ts: Timestamp) {
 }
 
 fn write_to_overlay(overlay: &mut Overlay<'_>, write: &Write, ts: Timestamp) {
-    let previous = mvcc::current(overlay, &write.key).expect("reads");
+    let previous = mvcc::current(overlay, &write.key, Timestamp::ZERO).expect("reads");
     let version = match &write.value {
         Some(value) => Version::put(previous.as_ref(), ts, id(ts), value.clone()),
         None => Version::tombstone(ts, id(ts)),
@@ -84,16 +84,20 @@ fn model_scan(model: &Model, range: &KeyRange, direction: Direction, ts: Timesta
 /// Compares what can be read with the model, at each of some timestamps.
 fn agree(view: &dyn View, model: &Model, at: impl Iterator<Item = u64>, range: &KeyRange) {
     for (key, versions) in model {
-        let newest = mvcc::current(view, key).expect("reads");
+        let newest = mvcc::current(view, key, Timestamp::ZERO).expect("reads");
         let latest = mvcc::latest(view, key).expect("reads").and_then(|row| row.version.record());
         assert_eq!(latest, versions.last().and_then(|version| version.2.clone()));
         for (commit_ts, id, record) in versions {
-            let written =
-                mvcc::written_by(view, key, newest.as_ref(), *id).expect("reads").expect("was written");
+            let written = mvcc::written_by(view, key, newest.as_ref(), *id, Timestamp::ZERO)
+                .expect("reads")
+                .expect("was written");
             assert_eq!((written.version.commit_ts, &written.version.record()), (*commit_ts, record));
         }
         let nobody = RequestId { seen: Timestamp::ZERO, unique: 0 };
-        assert_eq!(mvcc::written_by(view, key, newest.as_ref(), nobody).expect("reads"), None);
+        assert_eq!(
+            mvcc::written_by(view, key, newest.as_ref(), nobody, Timestamp::ZERO).expect("reads"),
+            None
+        );
     }
     for ts in at.map(Timestamp) {
         for key in model.keys() {

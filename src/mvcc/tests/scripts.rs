@@ -22,7 +22,7 @@ impl Versions {
         let batch = self.0.on_both(|engine| -> crate::types::Result<Batch> {
             let view = engine.view();
             let mut overlay = Overlay::new(view.as_ref());
-            let previous = mvcc::current(&overlay, &key)?;
+            let previous = mvcc::current(&overlay, &key, Timestamp::ZERO)?;
             let version = match &value {
                 Some(value) => Version::put(previous.as_ref(), ts, id, value.clone()),
                 None => Version::tombstone(ts, id),
@@ -43,8 +43,11 @@ impl Versions {
             let view = engine.view();
             let view = view.as_ref();
             match (name, at, id) {
-                ("by", _, Some(id)) => mvcc::written_by(view, &key, mvcc::current(view, &key)?.as_ref(), id),
-                ("current", ..) => mvcc::current(view, &key),
+                ("by", _, Some(id)) => {
+                    let newest = mvcc::current(view, &key, Timestamp::ZERO)?;
+                    mvcc::written_by(view, &key, newest.as_ref(), id, Timestamp::ZERO)
+                }
+                ("current", ..) => mvcc::current(view, &key, Timestamp::ZERO),
                 (_, Some(at), _) => mvcc::at(view, &key, at),
                 _ => mvcc::latest(view, &key),
             }

@@ -1,11 +1,14 @@
 //! Tests of the shard's machine: scripts on both engines, and a plain serial model.
 
+mod disk_use;
+mod history;
 mod model;
 mod scripts;
+mod transactions;
 
 use bytes::Bytes;
 
-use super::{Command, Entry, State, apply, get_latest};
+use super::{Command, Counts, Entry, Fates, Look, State, apply, look};
 use crate::engine::{Engine, MemoryEngine, Overlay};
 use crate::types::{
     Epoch, KeyRange, Operation, Outcome, Refusal, RequestId, ShardDescriptor, ShardId, Step, Timestamp,
@@ -46,6 +49,7 @@ fn a_batch_that_reads_too_much_is_refused_and_writes_nothing() {
     let limit_bytes = limits::MAX_BATCH_RESULT_BYTES as u64;
     assert_eq!(gets(most + 1, 20), Outcome::Refused(Refusal::ResultTooLarge { limit_bytes }));
     assert!(matches!(gets(most, 30), Outcome::Batch { results, .. } if results.len() == most + 1));
-    let written = get_latest(&overlay, b"other").expect("reads").expect("is there");
+    let look = look(&overlay, Counts::default(), b"other", Timestamp::MAX, &Fates::new());
+    let written = look.and_then(Look::unlocked).expect("reads").expect("is there");
     assert_eq!((written.commit_ts, written.version), (Timestamp(30), 1), "the refused batch wrote nothing");
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::{Durability, Engine, MemoryEngine, Overlay};
-use crate::shard::{self, PageRequest, RowsChecksum};
+use crate::shard::{self, Counts, Fates, PageLook, PageRequest, RowsChecksum};
 use crate::types::{BatchResult, Condition, Direction, Expect, Outcome, Record, Refusal, Step};
 
 /// What the keys hold.
@@ -58,6 +58,9 @@ fn only_reads(operation: &Operation) -> bool {
 
 fn run(keys: &mut Keys, commit_ts: Timestamp, operation: &Operation) -> Result<Outcome, Refusal> {
     Ok(match operation {
+        Operation::Txn(_) | Operation::AdvanceSafePoint { .. } => {
+            unreachable!("the model's operations are of one shard: {operation:?}")
+        }
         Operation::Put { key, value } => {
             let (version, create_ts) = put(keys, commit_ts, key, value);
             Outcome::Put { commit_ts, version, create_ts }
@@ -252,7 +255,7 @@ fn apply_all(
 }
 
 fn rows(engine: &MemoryEngine) -> RowsChecksum {
-    shard::checksum_rows(engine.view().as_ref(), &KeyRange::all()).expect("reads")
+    shard::checksum_rows(engine.view().as_ref(), &KeyRange::all(), Timestamp::ZERO).expect("reads")
 }
 
 /// Every row at a timestamp, by pages of `max_rows`.
@@ -273,7 +276,8 @@ fn scan_all(
     };
     let mut rows = Vec::new();
     loop {
-        let page = shard::scan_page(view.as_ref(), &request).expect("reads");
+        let look = shard::scan_page(view.as_ref(), Counts::default(), &request, &Fates::new());
+        let page = look.and_then(PageLook::unlocked).expect("reads");
         assert!(page.rows.len() <= max_rows, "a page keeps its bound");
         rows.extend(page.rows);
         match page.next {

@@ -8,7 +8,7 @@ use super::*;
 use crate::codec;
 use crate::engine::{Batch, Family, Overlay};
 use crate::mvcc::testing::{self, Engines, ScriptResult, bytes, show};
-use crate::shard::{self, Page, PageRequest, read::scan_page_examining};
+use crate::shard::{self, Fates, Page, PageRequest, read::scan_page_examining};
 use crate::types::{Condition, Direction, Expect, Outcome, Record, Result, Step};
 
 /// One replica, on two engines.
@@ -64,9 +64,9 @@ impl Shard {
     fn get(&self, args: &mut ArgumentConsumer<'_>) -> ScriptResult<String> {
         let at = testing::optional_ts(args, "at")?;
         let key = bytes(args.next_pos().ok_or("no key")?);
-        let record = self.engines.on_both(|engine| match at {
-            Some(at) => shard::get_at(engine.view().as_ref(), &key, at),
-            None => shard::get_latest(engine.view().as_ref(), &key),
+        let record = self.engines.on_both(|engine| {
+            let at = at.unwrap_or(Timestamp::MAX);
+            shard::look(engine.view().as_ref(), self.state.counts, &key, at, &Fates::new())?.unlocked()
         })?;
         Ok(format!("{} → {}", show(&key), record.map_or("nothing".into(), |record| show_record(&record))))
     }
@@ -87,9 +87,10 @@ impl Shard {
         request.range = testing::key_range(args);
         let mut out = String::new();
         loop {
-            let page = self
-                .engines
-                .on_both(|engine| scan_page_examining(engine.view().as_ref(), &request, examine))?;
+            let page = self.engines.on_both(|engine| {
+                let (view, fates) = (engine.view(), Fates::new());
+                scan_page_examining(view.as_ref(), self.state.counts, &request, &fates, examine)?.unlocked()
+            })?;
             show_page(&mut out, &page, request.direction)?;
             match page.next {
                 Some(next) if all => request = request.rest(next),
@@ -104,7 +105,7 @@ impl Shard {
     }
 }
 
-fn operation(name: &str, args: &mut ArgumentConsumer<'_>) -> ScriptResult<Operation> {
+pub(super) fn operation(name: &str, args: &mut ArgumentConsumer<'_>) -> ScriptResult<Operation> {
     if name == "batch" {
         return batch(args);
     }
@@ -163,7 +164,7 @@ fn step(text: &str) -> ScriptResult<Step> {
     })
 }
 
-fn show_record(record: &Record) -> String {
+pub(super) fn show_record(record: &Record) -> String {
     let Record { value, commit_ts, create_ts, version } = record;
     format!("{} @{commit_ts} created {create_ts} v{version}", show(value))
 }
@@ -202,8 +203,9 @@ impl Runner for Shard {
             "dump" => self.engines.on_both(|engine| testing::dump(engine.view().as_ref())),
             "sum" => {
                 let range = testing::key_range(&mut args);
-                let sum =
-                    self.engines.on_both(|engine| shard::checksum_rows(engine.view().as_ref(), &range))?;
+                let sum = self.engines.on_both(|engine| {
+                    shard::checksum_rows(engine.view().as_ref(), &range, self.state.safe_point)
+                })?;
                 format!("{} rows {:016x}", sum.rows, sum.hash)
             }
             "range" => {

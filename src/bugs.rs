@@ -1,0 +1,94 @@
+//! Floor 0: known bugs that the simulation switches on, to see that it would find them.
+//!
+//! Compiled in only with the feature `sim-bugs`. Without it [`on`] is the constant `false`, and nothing of
+//! a bug is left in the program.
+
+/// A bug, named after what is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// A write does not mind the locks of those who read its key.
+    ReadLocksIgnored,
+    /// A write does not mind the locks of those who read a range around its key.
+    RangeLocksIgnored,
+    /// A key has room for one lock, so that of two transactions that read it the second takes the first
+    /// one's place.
+    OneLockPerKey,
+    /// A missing record is taken for an abort (rule R6).
+    MissingIsAborted,
+    /// A rollback marker is answered but not written (rule R5).
+    NoRollbackMarker,
+    /// A STAGING record alone is taken for undecided (rule R4).
+    StagingIsUndecided,
+    /// Locks are released while COMMITTED is still on its way.
+    FinishBeforeCommitted,
+    /// The record is forgotten while locks are still being released (rule R7).
+    ForgetEarly,
+    /// A parallel commit bears the smallest of its prepare timestamps.
+    CommitAtSmallest,
+    /// The barrier lets a read pass a batch that still waits for the oracle (rule R1).
+    BarrierForgetsAsked,
+    /// A read of the newest value does not wait for batches on its key (rule R1).
+    LatestDoesNotWait,
+    /// A refusal or a failed condition leaves no marker (rule R8).
+    RefusalDoesNotStick,
+    /// The release of what was only read leaves no marker, so that a late prepare locks it again (rule R8).
+    ReadOnlyFinishLeavesNoTrace,
+    /// A version is not recognised as written by an earlier attempt (rule R8).
+    RetryAppliedTwice,
+    /// A batch is proposed under a later leadership than it was asked for.
+    StaleLeadership,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 15] = [
+        Self::ReadLocksIgnored,
+        Self::RangeLocksIgnored,
+        Self::OneLockPerKey,
+        Self::MissingIsAborted,
+        Self::NoRollbackMarker,
+        Self::StagingIsUndecided,
+        Self::FinishBeforeCommitted,
+        Self::ForgetEarly,
+        Self::CommitAtSmallest,
+        Self::BarrierForgetsAsked,
+        Self::LatestDoesNotWait,
+        Self::RefusalDoesNotStick,
+        Self::ReadOnlyFinishLeavesNoTrace,
+        Self::RetryAppliedTwice,
+        Self::StaleLeadership,
+    ];
+}
+
+#[cfg(feature = "sim-bugs")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Bug;
+
+    thread_local! {
+        static ON: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Switches one bug on in this thread, or with `None` off.
+    pub fn set(bug: Option<Bug>) {
+        ON.set(bug);
+    }
+
+    /// Whether the bug is switched on in this thread.
+    #[must_use]
+    pub fn on(bug: Bug) -> bool {
+        ON.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "sim-bugs")]
+pub use switch::{on, set};
+
+/// Whether the bug is switched on: never, in a build like this.
+#[cfg(not(feature = "sim-bugs"))]
+#[inline]
+#[must_use]
+pub const fn on(_: Bug) -> bool {
+    false
+}
