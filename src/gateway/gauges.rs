@@ -28,6 +28,8 @@ fn set_replica(replica: &ReplicaStatus) {
         ("kvorum_replica_last_log_index", replica.last_log_index),
         ("kvorum_replica_applied_index", replica.applied_index),
         ("kvorum_replica_closed_timestamp", replica.closed_ts),
+        ("kvorum_replica_safe_point_timestamp", replica.safe_point_ts),
+        ("kvorum_replica_locks", replica.locks),
     ];
     for (name, number) in numbers {
         gauge!(name, "shard" => shard.clone()).set(number as f64);

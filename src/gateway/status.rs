@@ -62,6 +62,8 @@ fn replica_json(replica: &ReplicaStatus) -> Value {
         "last_log_index": replica.last_log_index,
         "applied_index": replica.applied_index,
         "closed_ts": replica.closed_ts,
+        "safe_point_ts": replica.safe_point_ts,
+        "locks": replica.locks,
         "checksum": format!("{:016x}", replica.checksum),
         "fault": some_text(&replica.fault),
     })

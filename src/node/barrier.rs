@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::types::{Error, Result, Timestamp};
+use crate::types::{Error, KeyRange, Operation, Result, Timestamp};
 
 /// What became of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,9 +22,30 @@ pub enum Fate {
     Unknown,
 }
 
+/// What a batch touches: the keys that its operations name, and where a transaction's end may change others.
+#[derive(Default)]
+pub struct Touched {
+    keys: HashSet<Bytes>,
+    spans: Vec<KeyRange>,
+}
+
+impl Touched {
+    /// Adds what an operation touches.
+    pub fn add(&mut self, operation: &Operation) {
+        self.keys.extend(operation.keys().into_iter().cloned());
+        if let Operation::Txn(command) = operation {
+            self.spans.extend_from_slice(command.spans());
+        }
+    }
+
+    fn touches(&self, key: &[u8]) -> bool {
+        self.keys.contains(key) || self.spans.iter().any(|span| span.contains(key))
+    }
+}
+
 struct OpenBatch {
     id: u64,
-    keys: HashSet<Bytes>,
+    touched: Touched,
     /// The first timestamp, once the oracle has answered.
     first: Option<Timestamp>,
     gate: watch::Sender<Option<Fate>>,
@@ -44,17 +65,18 @@ pub struct Barrier {
 
 impl Barrier {
     /// Registers a batch that is about to ask for its timestamps.
-    pub fn open(&self, keys: HashSet<Bytes>) -> Ticket {
+    pub fn open(&self, touched: Touched) -> Ticket {
         let mut inner = self.inner.lock();
         let id = inner.next_id;
         inner.next_id += 1;
-        inner.open.push(OpenBatch { id, keys, first: None, gate: watch::Sender::new(None) });
+        inner.open.push(OpenBatch { id, touched, first: None, gate: watch::Sender::new(None) });
         Ticket { inner: self.inner.clone(), id, fate: Fate::Settled }
     }
 
-    /// What a latest read of `key` that came now must wait for: every batch under way that touches it.
+    /// What a latest read of `key`, or a question about a lock there, must wait for if it came now: every
+    /// batch under way that touches the key.
     pub fn before_latest(&self, key: &[u8]) -> Wait {
-        self.collect(|batch| batch.keys.contains(key))
+        self.collect(|batch| batch.touched.touches(key))
     }
 
     /// What a read at `ts` that came now must wait for: every batch under way whose timestamps are not
@@ -145,9 +167,22 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::types::{Decision, TxnCommand};
 
-    fn keys(list: &[&'static str]) -> HashSet<Bytes> {
-        list.iter().map(|key| Bytes::from_static(key.as_bytes())).collect()
+    fn keys(list: &[&'static str]) -> Touched {
+        let keys = list.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
+        Touched { keys, spans: Vec::new() }
+    }
+
+    #[test]
+    fn the_end_of_a_transaction_touches_all_keys_of_its_span() {
+        let mut touched = Touched::default();
+        touched.add(&Operation::Txn(TxnCommand::Finish {
+            span: KeyRange::new("b", Some("d".into())),
+            decision: Decision::Aborted,
+        }));
+        assert!(touched.touches(b"b") && touched.touches(b"c"));
+        assert!(!touched.touches(b"a") && !touched.touches(b"d"));
     }
 
     fn soon() -> Instant {

@@ -18,8 +18,12 @@ use crate::types::{
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// The map as a reply.
-pub async fn read(member: &Member) -> Result<v1::GetMapReply> {
+/// Every shard in key order, with the node that leads it (0 where that is not known).
+///
+/// # Errors
+///
+/// `Corrupt` where the catalogue can't be read.
+pub async fn placements(member: &Member) -> Result<Vec<(ShardDescriptor, NodeId)>> {
     let mut shards: BTreeMap<ShardId, (ShardDescriptor, NodeId)> = BTreeMap::new();
     if let Some(system) = member.host().group(ShardId::SYSTEM) {
         for descriptor in catalogue(&system)? {
@@ -47,6 +51,12 @@ pub async fn read(member: &Member) -> Result<v1::GetMapReply> {
     }
     let mut shards: Vec<_> = shards.into_values().collect();
     shards.sort_by(|(a, _), (b, _)| a.range.start.cmp(&b.range.start));
+    Ok(shards)
+}
+
+/// The map as a reply.
+pub async fn read(member: &Member) -> Result<v1::GetMapReply> {
+    let shards = placements(member).await?;
     let mut nodes = member.host().peers().all();
     nodes.push(member.record().clone());
     nodes.sort_by_key(|node| node.id);
@@ -96,7 +106,9 @@ fn read_all<T: DeserializeOwned>(system: &Group, range: KeyRange, what: &str) ->
         max_bytes: limits::MAX_PAGE_BYTES,
     };
     loop {
-        let page = shard::scan_page(&*view, &request)?;
+        // A catalogue that may lag need not wait for locks.
+        let page =
+            shard::scan_page(&*view, shard::Counts::default(), &request, &shard::Fates::new())?.unlocked()?;
         for (_, record) in &page.rows {
             values.push(codec::decode(&record.value, what)?);
         }

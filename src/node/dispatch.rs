@@ -8,15 +8,19 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::replica::Replica;
+use super::reads::Reads;
+use super::replica::{Replica, read_timestamp};
 use super::timestamps::Timestamps;
+use super::txn::{self, Router};
 use crate::rpc::convert::{self, Call, Scan, WriteKind};
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::shard::PageRequest;
+use crate::txn::TxnCommit;
 use crate::types::{
-    ClusterId, Direction, Error, KeyRange, Moved, NodeId, Operation, RequestId, Result, Timestamp, limits,
+    ClusterId, Direction, Error, KeyRange, Moved, NodeId, Operation, RequestId, Result, Timestamp, TxnId,
+    TxnPart, limits,
 };
 
 /// A request that comes without an id gets one whose timestamp is at most so old (rule R8).
@@ -31,6 +35,11 @@ impl Replicas {
     pub fn add(&self, replica: Arc<Replica>) {
         let start = replica.group().state().descriptor.range.start.clone();
         self.0.write().insert(start, replica);
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Replica>> {
+        self.0.read().values().cloned().collect()
     }
 
     /// The replica whose range holds the key.
@@ -64,12 +73,19 @@ pub struct Dispatcher {
     node: NodeId,
     replicas: Arc<Replicas>,
     timestamps: Timestamps,
+    router: Router,
 }
 
 impl Dispatcher {
     /// A dispatcher over the replicas of a node.
-    pub fn new(cluster: ClusterId, node: NodeId, replicas: Arc<Replicas>, timestamps: Timestamps) -> Self {
-        Self { cluster, node, replicas, timestamps }
+    pub fn new(
+        cluster: ClusterId,
+        node: NodeId,
+        replicas: Arc<Replicas>,
+        timestamps: Timestamps,
+        router: Router,
+    ) -> Self {
+        Self { cluster, node, replicas, timestamps, router }
     }
 
     /// Serves one request. Every failure is a reply too.
@@ -90,6 +106,9 @@ impl Dispatcher {
             Call::Get { key, at } => self.get(key, at, deadline).await,
             Call::GetMany { keys, at } => self.get_many(keys, at, deadline).await,
             Call::ScanPage(scan) => self.scan_page(scan, deadline).await,
+            Call::Commit { id_unique, start_ts, part } => {
+                self.commit(RequestId { seen: start_ts, unique: id_unique }, part, deadline).await
+            }
             Call::Timestamp => {
                 let ts = self.timestamps.take(1).await?;
                 Ok(Reply::Timestamp(v1::TimestampReply { ts: ts.0 }))
@@ -117,13 +136,30 @@ impl Dispatcher {
         convert::write_reply(kind, outcome)
     }
 
+    /// Commits a transaction whose primary key, the smallest written one, is in a shard that this node leads.
+    async fn commit(&self, id: TxnId, part: TxnPart, deadline: Instant) -> Result<Reply> {
+        if id.seen == Timestamp::ZERO {
+            return Err(Error::invalid(
+                "start_ts is 0: begin with a timestamp from the store and read at it, then commit with it",
+            ));
+        }
+        let commit = TxnCommit { id, part }.normalise()?;
+        if let Some(primary) = commit.primary() {
+            self.holding(primary)?.check_leads()?;
+        }
+        // Not in the future: apply would refuse it too, but only after it was locked elsewhere.
+        read_timestamp(&self.timestamps, id.seen).await?;
+        let commit_ts = txn::commit(&self.router, commit, deadline).await?;
+        Ok(Reply::Commit(v1::CommitReply { commit_ts: commit_ts.0 }))
+    }
+
     async fn get(&self, key: Bytes, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
         let replica = self.holding(&key)?;
         let record = match at {
-            None => replica.get_latest(&key, deadline).await?,
+            None => self.reads(&replica, deadline).latest(&key).await?,
             Some(at) => {
                 let at = replica.read_timestamp(at).await?;
-                replica.get_at(&[key], at, deadline).await?.pop().flatten()
+                self.reads(&replica, deadline).at(&[key], at).await?.pop().flatten()
             }
         };
         Ok(Reply::Get(convert::get_reply(record, self.node)))
@@ -142,7 +178,7 @@ impl Dispatcher {
             ));
         }
         let at = replica.read_timestamp(at.unwrap_or(Timestamp::ZERO)).await?;
-        let records = replica.get_at(&keys, at, deadline).await?;
+        let records = self.reads(&replica, deadline).at(&keys, at).await?;
         Ok(Reply::GetMany(convert::get_many_reply(records, at)))
     }
 
@@ -171,7 +207,7 @@ impl Dispatcher {
             max_rows: limit(scan.limit_rows, limits::MAX_PAGE_ROWS),
             max_bytes: limit(scan.limit_bytes, limits::MAX_PAGE_BYTES),
         };
-        let page = replica.scan_page(request, deadline).await?;
+        let page = self.reads(&replica, deadline).page(&request).await?;
         let size_bytes: usize =
             page.rows.iter().map(|(key, record)| key.len() - 1 + record.value.len()).sum();
         let limited = scan.limit_rows.is_some_and(|limit| page.rows.len() as u64 >= limit)
@@ -187,6 +223,10 @@ impl Dispatcher {
             .collect::<Result<_>>()?;
         let next = next.map(|key| user_bound(&key));
         Ok(Reply::ScanPage(v1::ScanPageReply { rows, at_ts: at.0, next, limited }))
+    }
+
+    fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {
+        Reads { replica, router: &self.router, deadline }
     }
 
     fn holding(&self, key: &Bytes) -> Result<Arc<Replica>> {

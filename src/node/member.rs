@@ -15,10 +15,13 @@ use super::oracle_server::OracleServer;
 use super::replica::{Replica, Resolve};
 use super::sequencer::Admission;
 use super::timestamps::Timestamps;
-use super::{NodeConfig, cluster_map, registrar};
+use super::txn::{self, Router};
+use super::{NodeConfig, cluster_map, gc, registrar};
 use crate::engine::SharedEngine;
+use crate::mvcc::Floors;
 use crate::raft::{Group, Host, HostConfig};
 use crate::rpc::v1;
+use crate::shard;
 use crate::types::{
     ClusterId, Error, LeaderHint, NodeId, NodeRecord, Operation, Outcome, RequestId, Result, ShardId,
 };
@@ -37,6 +40,7 @@ pub struct Member {
     timestamps: Timestamps,
     admission: Admission,
     replicas: Arc<Replicas>,
+    floors: Arc<Floors>,
     dispatcher: Arc<Dispatcher>,
     stopping: CancellationToken,
 }
@@ -55,8 +59,10 @@ impl Member {
         config: &NodeConfig,
     ) -> Result<Arc<Self>> {
         let node = record.id;
+        let floors = Floors::new(shard::may_drop);
+        engine.set_drop_rules(floors.clone());
         let host = Host::start(HostConfig {
-            engine,
+            engine: engine.clone(),
             cluster,
             node: record.clone(),
             peers,
@@ -66,17 +72,21 @@ impl Member {
         let oracle = Arc::new(OracleClient::new(&host, node));
         let timestamps = Timestamps::start(oracle.clone());
         let replicas = Arc::new(Replicas::default());
-        let dispatcher = Arc::new(Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone()));
-        let member = Arc::new(Self {
-            cluster,
-            record,
-            host,
-            oracle,
-            timestamps,
-            admission: Admission::new(config.admission_bytes),
-            replicas,
-            dispatcher,
-            stopping: CancellationToken::new(),
+        let member = Arc::new_cyclic(|member| {
+            let router = Router::new(member.clone());
+            let dispatcher = Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone(), router);
+            Self {
+                cluster,
+                record,
+                host,
+                oracle,
+                timestamps,
+                admission: Admission::new(config.admission_bytes),
+                replicas,
+                floors: floors.clone(),
+                dispatcher: Arc::new(dispatcher),
+                stopping: CancellationToken::new(),
+            }
         });
         member.answer_calls();
         for group in member.host.open_groups().await? {
@@ -84,6 +94,9 @@ impl Member {
         }
         member.stand_where_sensible().await;
         tokio::spawn(registrar::run(Arc::downgrade(&member), member.stopping.clone()));
+        tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, member.stopping.clone()));
+        let router = Router::new(Arc::downgrade(&member));
+        tokio::spawn(txn::run_recovery(Arc::downgrade(&member), router, member.stopping.clone()));
         Ok(member)
     }
 
@@ -108,7 +121,13 @@ impl Member {
             self.oracle.set_local(OracleServer::start(group.clone()));
         }
         let resolve = self.resolver();
-        let replica = Replica::start(group, self.timestamps.clone(), self.admission.clone(), resolve);
+        let replica = Replica::start(
+            group,
+            self.timestamps.clone(),
+            self.admission.clone(),
+            self.floors.clone(),
+            resolve,
+        );
         self.replicas.add(Arc::new(replica));
     }
 
@@ -151,6 +170,7 @@ impl Member {
                 let outcome = self.execute_here(id, operation).await?;
                 Ok(calls::encode_outcome(&outcome))
             }
+            txn::CALL => txn::answer(&self.replicas, body).await,
             unknown => Err(Error::invalid(format!(
                 "this node (version {}) does not know call {unknown}: is the other one newer? Finish the upgrade",
                 self.record.version
@@ -208,6 +228,11 @@ impl Member {
     /// The node's way to timestamps.
     pub fn timestamps(&self) -> &Timestamps {
         &self.timestamps
+    }
+
+    /// This node's replicas.
+    pub fn replicas(&self) -> &Arc<Replicas> {
+        &self.replicas
     }
 
     /// Serves requests.

@@ -6,34 +6,54 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::lock_queue::LockQueue;
 use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
-use crate::engine::View;
-use crate::raft::{Group, Leadership};
-use crate::shard::{self, Page, PageRequest};
+use crate::mvcc::Floors;
+use crate::raft::{self, Group, Leadership};
+use crate::shard::{self, Fates, Look, Page, PageLook, PageRequest};
 use crate::types::{
-    Error, ErrorKind, LeaderHint, Moved, NodeId, Operation, Outcome, Record, RequestId, Result, Timestamp,
-    limits,
+    Error, ErrorKind, LeaderHint, Lock, Moved, NodeId, Operation, Outcome, Record, Refusal, RequestId,
+    Result, Timestamp, TxnCommand, TxnId, TxnStatus, limits,
 };
 
 /// Finds a node's address.
 pub type Resolve = Arc<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>;
 
+/// What a read of rows has come to.
+pub enum Seen<T> {
+    /// What was asked for.
+    Read(T),
+    /// Locks whose holders' fate the reader must know first.
+    Locked(Vec<Lock>),
+}
+
 /// A replica with its sequencer.
 pub struct Replica {
     group: Arc<Group>,
     sequencer: Sequencer,
+    locks: Arc<LockQueue>,
     timestamps: Timestamps,
+    floors: Arc<Floors>,
     resolve: Resolve,
 }
 
 impl Replica {
     /// Starts the sequencer of a group.
-    pub fn start(group: Arc<Group>, timestamps: Timestamps, admission: Admission, resolve: Resolve) -> Self {
+    pub fn start(
+        group: Arc<Group>,
+        timestamps: Timestamps,
+        admission: Admission,
+        floors: Arc<Floors>,
+        resolve: Resolve,
+    ) -> Self {
         let hint = resolve.clone();
+        let locks = Arc::new(LockQueue::default());
         let sequencer =
-            Sequencer::start(group.clone(), timestamps.clone(), admission, move |node| hint(node));
-        Self { group, sequencer, timestamps, resolve }
+            Sequencer::start(group.clone(), timestamps.clone(), admission, locks.clone(), move |node| {
+                hint(node)
+            });
+        Self { group, sequencer, locks, timestamps, floors, resolve }
     }
 
     /// The Raft group.
@@ -41,19 +61,111 @@ impl Replica {
         &self.group
     }
 
-    /// Executes a command; see [`Sequencer::execute`].
+    /// Executes a command; see [`Sequencer::execute`]. One that meets a lock waits for its release, and is
+    /// sequenced again then (rule R9).
+    ///
+    /// # Errors
+    ///
+    /// Besides those of the sequencer: `Conflict` where the lock was not released before the deadline.
     pub async fn execute(&self, id: RequestId, operation: Operation, deadline: Instant) -> Result<Outcome> {
-        self.sequencer.execute(id, operation, deadline).await
+        loop {
+            match self.sequencer.execute(id, operation.clone(), deadline).await? {
+                Outcome::Refused(Refusal::Locked(lock)) => self.wait_for_release(&lock, deadline).await?,
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+
+    /// Executes a command of a transaction's commit.
+    ///
+    /// # Errors
+    ///
+    /// See [`execute`](Self::execute).
+    pub async fn execute_txn(&self, txn: TxnId, command: TxnCommand, deadline: Instant) -> Result<Outcome> {
+        self.execute(txn, Operation::Txn(command), deadline).await
+    }
+
+    async fn wait_for_release(&self, lock: &Lock, deadline: Instant) -> Result<()> {
+        let released = self.locks.join(lock.txn);
+        // It may have gone between the command's apply and now.
+        if shard::lock_of(&*self.group.replica().view()?, &lock.key, lock.txn)?.is_none() {
+            return Ok(());
+        }
+        let mut leadership = self.group.watch_leadership();
+        let deposed = leadership.wait_for(|now| now.token().is_none());
+        tokio::select! {
+            // The queue answers everyone who waits, or is gone with the replica.
+            _ = released => Ok(()),
+            _ = deposed => Ok(()),
+            () = tokio::time::sleep_until(deadline) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "transaction {} has held a lock since {} and did not release it before the deadline: nothing was \
+                     done; try again",
+                    lock.txn, lock.prepare_ts
+                ),
+            )),
+        }
+    }
+
+    /// What the record of a transaction says, whose primary key is in this shard (rule R4).
+    ///
+    /// # Errors
+    ///
+    /// As for reads.
+    pub async fn txn_status(
+        &self,
+        primary: &Bytes,
+        txn: TxnId,
+        at: Option<Timestamp>,
+        deadline: Instant,
+    ) -> Result<TxnStatus> {
+        self.serve(self.wait_for_question(primary, at), deadline).await?;
+        self.check_holds(primary)?;
+        let replica = self.group.replica();
+        let state = replica.state();
+        shard::txn_status(&*replica.view()?, &state, primary, txn)
+    }
+
+    /// When the transaction locked what is stored at `key`; `None` where it holds no lock there.
+    ///
+    /// # Errors
+    ///
+    /// As for reads.
+    pub async fn lock_of(
+        &self,
+        key: &Bytes,
+        txn: TxnId,
+        at: Option<Timestamp>,
+        deadline: Instant,
+    ) -> Result<Option<Timestamp>> {
+        self.serve(self.wait_for_question(key, at), deadline).await?;
+        self.check_holds(key)?;
+        shard::lock_of(&*self.group.replica().view()?, key, txn)
+    }
+
+    /// What a question about a lock waits for: all batches that touch its key, or, asked at a timestamp, all
+    /// batches that may still come in below it (rules R1 and R4).
+    fn wait_for_question(&self, key: &Bytes, at: Option<Timestamp>) -> super::barrier::Wait {
+        match at {
+            Some(at) => self.sequencer.barrier().before_snapshot(at),
+            None => self.sequencer.barrier().before_latest(key),
+        }
     }
 
     /// The newest version of a key, linearizable: it sees every write acknowledged before it came, and what
     /// an earlier snapshot may have shown (rule R1).
-    pub async fn get_latest(&self, key: &Bytes, deadline: Instant) -> Result<Option<Record>> {
+    pub async fn get_latest(&self, key: &Bytes, deadline: Instant) -> Result<Seen<Option<Record>>> {
         let wait = self.sequencer.barrier().before_latest(key);
         self.serve(wait, deadline).await?;
         self.check_holds(key)?;
         let replica = self.group.replica();
-        shard::get_latest(&*replica.view()?, key)
+        // After the wait: it counts every lock that the read must mind.
+        let counts = replica.state().counts;
+        Ok(match shard::look(&*replica.view()?, counts, key, Timestamp::MAX, &Fates::new())? {
+            Look::Value(record) => Seen::Read(record),
+            Look::Locked(lock) => Seen::Locked(vec![lock]),
+        })
     }
 
     /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. Where all would be
@@ -62,34 +174,64 @@ impl Replica {
         &self,
         keys: &[Bytes],
         at: Timestamp,
+        fates: &Fates,
         deadline: Instant,
-    ) -> Result<Vec<Option<Record>>> {
+    ) -> Result<Seen<Vec<Option<Record>>>> {
         let wait = self.sequencer.barrier().before_snapshot(at);
         self.serve(wait, deadline).await?;
         keys.iter().try_for_each(|key| self.check_holds(key))?;
+        let hold = self.floors.hold(self.group.id(), at)?;
         let replica = self.group.replica();
-        if let [key] = keys {
-            return Ok(vec![shard::get_at(&*replica.view()?, key, at)?]);
+        if keys.len() == 1 {
+            return get_all(&replica, keys, at, fates);
         }
-        let keys = keys.to_vec();
+        let (keys, fates) = (keys.to_vec(), fates.clone());
         // Many keys may mean many reads from disk: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || get_all(&*replica.view()?, &keys, at))
-            .await
-            .map_err(broken_off)?
+        tokio::task::spawn_blocking(move || {
+            let _hold = hold;
+            get_all(&replica, &keys, at, &fates)
+        })
+        .await
+        .map_err(broken_off)?
     }
 
     /// One page of rows as of `request.at`. The caller made sure that it is not in the future.
-    pub async fn scan_page(&self, request: PageRequest, deadline: Instant) -> Result<Page> {
+    pub async fn scan_page(
+        &self,
+        request: PageRequest,
+        fates: &Fates,
+        deadline: Instant,
+    ) -> Result<Seen<Page>> {
         let wait = self.sequencer.barrier().before_snapshot(request.at);
         self.serve(wait, deadline).await?;
         if !self.group.state().descriptor.range.covers(&request.range) {
             return Err(self.moved(None));
         }
         let replica = self.group.replica();
+        let fates = fates.clone();
+        let hold = self.floors.hold(self.group.id(), request.at)?;
         // A page may read many rows from disk: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || shard::scan_page(&*replica.view()?, &request))
-            .await
-            .map_err(broken_off)?
+        tokio::task::spawn_blocking(move || {
+            let _hold = hold;
+            let state = replica.state();
+            shard::check_readable(&state, request.at)?;
+            Ok(match shard::scan_page(&*replica.view()?, state.counts, &request, &fates)? {
+                PageLook::Page(page) => Seen::Read(page),
+                PageLook::Locked(locks) => Seen::Locked(locks),
+            })
+        })
+        .await
+        .map_err(broken_off)?
+    }
+
+    fn has_transactions(&self) -> bool {
+        let counts = self.group.state().counts;
+        counts.locks > 0 || counts.committed > 0
+    }
+
+    /// Whether this replica leads, and may hold locks or records of transactions.
+    pub fn may_hold_locks(&self) -> bool {
+        self.group.leadership().token().is_some() && self.has_transactions()
     }
 
     /// A timestamp for a read that came just now (rule R2), or `at` after a check that it is no future one.
@@ -100,15 +242,7 @@ impl Replica {
     /// Waits for the batches that a read must see, then makes sure that this replica still leads: no other
     /// leader can have acknowledged anything that this one has not applied.
     async fn serve(&self, wait: super::barrier::Wait, deadline: Instant) -> Result<()> {
-        match self.group.leadership() {
-            Leadership::Leading(_) => {}
-            Leadership::Following { leader } => return Err(self.moved(leader)),
-            Leadership::Stopped { fault } => {
-                return Err(Error::unavailable(format!(
-                    "this replica has stopped ({fault}): ask another node"
-                )));
-            }
-        }
+        self.check_leads()?;
         wait.wait(deadline).await?;
         match tokio::time::timeout_at(deadline, self.group.ensure_leader()).await {
             Ok(Ok(_)) => Ok(()),
@@ -116,6 +250,21 @@ impl Replica {
             Err(_) => Err(Error::unavailable(
                 "the deadline passed before the shard's leader had heard from a majority: retry",
             )),
+        }
+    }
+
+    /// Whether this replica believes that it leads.
+    ///
+    /// # Errors
+    ///
+    /// `Moved` to whoever does, `Unavailable` where the replica has stopped.
+    pub fn check_leads(&self) -> Result<()> {
+        match self.group.leadership() {
+            Leadership::Leading(_) => Ok(()),
+            Leadership::Following { leader } => Err(self.moved(leader)),
+            Leadership::Stopped { fault } => {
+                Err(Error::unavailable(format!("this replica has stopped ({fault}): ask another node")))
+            }
         }
     }
 
@@ -148,18 +297,34 @@ fn broken_off(error: tokio::task::JoinError) -> Error {
 
 /// The versions of the keys from the front, at least one, as long as they fit into one reply: the caller
 /// asks for the rest at the same timestamp.
-fn get_all(view: &dyn View, keys: &[Bytes], at: Timestamp) -> Result<Vec<Option<Record>>> {
+fn get_all(
+    replica: &raft::Replica,
+    keys: &[Bytes],
+    at: Timestamp,
+    fates: &Fates,
+) -> Result<Seen<Vec<Option<Record>>>> {
+    // After the wait: it counts every lock that the read must mind.
+    let state = replica.state();
+    shard::check_readable(&state, at)?;
+    let view = replica.view()?;
     let mut size_bytes = 0;
     let mut records = Vec::with_capacity(keys.len());
+    let mut locks = Vec::new();
     for key in keys {
-        let record = shard::get_at(view, key, at)?;
+        let record = match shard::look(&*view, state.counts, key, at, fates)? {
+            Look::Value(record) => record,
+            Look::Locked(lock) => {
+                locks.push(lock);
+                continue;
+            }
+        };
         size_bytes += record.as_ref().map_or(0, |record| record.value.len());
         if size_bytes > limits::MAX_BATCH_BYTES && !records.is_empty() {
             break;
         }
         records.push(record);
     }
-    Ok(records)
+    Ok(if locks.is_empty() { Seen::Read(records) } else { Seen::Locked(locks) })
 }
 
 /// `at`, or for zero a timestamp taken now: a read of several keys takes one after it came (rule R2).

@@ -4,7 +4,7 @@
 //! Batches are proposed in the order in which their timestamps were asked for, so the timestamps of a
 //! shard's log rise strictly, across leaders too; apply refuses an entry whose do not.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,12 +14,13 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::barrier::{Barrier, Fate, Ticket};
+use super::barrier::{Barrier, Fate, Ticket, Touched};
+use super::lock_queue::LockQueue;
 use super::timestamps::Timestamps;
 use crate::codec;
 use crate::raft::{Group, Leadership, Proposal, ProposeError, Token};
 use crate::shard::{Command, Entry};
-use crate::types::{Error, LeaderHint, Moved, NodeId, Operation, Outcome, RequestId, Result};
+use crate::types::{Error, LeaderHint, Moved, NodeId, Operation, Outcome, RequestId, Result, TxnId};
 
 /// Commands in one entry, at most.
 const MAX_BATCH_COMMANDS: usize = 1024;
@@ -104,6 +105,7 @@ impl Sequencer {
         group: Arc<Group>,
         timestamps: Timestamps,
         admission: Admission,
+        locks: Arc<LockQueue>,
         resolve: impl Fn(NodeId) -> Option<LeaderHint> + Send + Sync + 'static,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_LENGTH);
@@ -111,6 +113,7 @@ impl Sequencer {
         let task = Task {
             group,
             timestamps,
+            locks,
             barrier: barrier.clone(),
             under_way: Arc::new(Semaphore::new(MAX_BATCHES_UNDER_WAY)),
             last: Arc::default(),
@@ -162,6 +165,7 @@ fn overdue() -> Error {
 struct Task {
     group: Arc<Group>,
     timestamps: Timestamps,
+    locks: Arc<LockQueue>,
     barrier: Arc<Barrier>,
     under_way: Arc<Semaphore>,
     last: Arc<Mutex<LastBatch>>,
@@ -267,14 +271,16 @@ impl Task {
         if batch.is_empty() {
             return;
         }
-        let keys: HashSet<Bytes> =
-            batch.iter().flat_map(|waiting| waiting.operation.keys()).cloned().collect();
-        let mut ticket = self.barrier.open(keys);
+        let mut touched = Touched::default();
+        batch.iter().for_each(|waiting| touched.add(&waiting.operation));
+        let mut ticket = self.barrier.open(touched);
         let first = match self.timestamps.take(batch.len() as u64).await {
             Ok(first) => first,
             Err(error) => return refuse(batch, &error),
         };
         ticket.stamped(first);
+        let ended =
+            batch.iter().filter(|waiting| waiting.operation.ends_txn()).map(|waiting| waiting.id).collect();
         let mut commands = Vec::with_capacity(batch.len());
         for (position, waiting) in batch.iter_mut().enumerate() {
             let operation =
@@ -291,6 +297,8 @@ impl Task {
             place,
             proposed: Instant::now(),
             last: self.last.clone(),
+            locks: self.locks.clone(),
+            ended,
         };
         let moved = self.moved(None);
         tokio::spawn(following.follow(proposal, batch, moved));
@@ -368,6 +376,9 @@ struct Following {
     place: OwnedSemaphorePermit,
     proposed: Instant,
     last: Arc<Mutex<LastBatch>>,
+    locks: Arc<LockQueue>,
+    /// The transactions that the batch ends in this shard.
+    ended: Vec<TxnId>,
 }
 
 impl Following {
@@ -393,6 +404,7 @@ impl Following {
                     settled: Some(settled),
                 };
                 self.ticket.settle(Fate::Settled);
+                self.ended.iter().for_each(|txn| self.locks.released(*txn));
                 for (waiting, outcome) in batch.into_iter().zip(outcomes) {
                     // Whoever asked may have gone at its deadline.
                     let _ = waiting.answer.send(Ok(outcome));

@@ -13,7 +13,7 @@ use crate::node::core::Core;
 use crate::raft::{AppliedRecord, Group, Role};
 use crate::rpc::v1::cluster_server::Cluster;
 use crate::rpc::{convert, v1};
-use crate::shard::{self, PageRequest};
+use crate::shard::{self, Counts, Fates, PageRequest};
 use crate::types::{Direction, Error, KeyRange, Result, ShardId, Timestamp, limits};
 
 /// The public service about the cluster itself.
@@ -103,7 +103,8 @@ fn checksum(group: &Group) -> Result<v1::ReplicaChecksum> {
     let replica = group.replica();
     let view = replica.view()?;
     let applied = applied_in(&*view, group.id())?;
-    let sum = shard::checksum_rows(&*view, &applied.state.descriptor.range)?;
+    let state = &applied.state;
+    let sum = shard::checksum_rows(&*view, &state.descriptor.range, state.safe_point)?;
     Ok(v1::ReplicaChecksum {
         shard: group.id().0,
         applied_index: applied.index(),
@@ -135,7 +136,8 @@ fn scan_replica(group: &Group, rows: &mpsc::Sender<Result<v1::ReplicaScanReply, 
             max_bytes: limits::MAX_PAGE_BYTES,
         };
         loop {
-            let page = shard::scan_page(&*view, &request)?;
+            // Rows as they are: what locks stage is not a version yet.
+            let page = shard::scan_page(&*view, Counts::default(), &request, &Fates::new())?.unlocked()?;
             let rows = page.rows.into_iter().map(|(key, record)| convert::row_to_proto(&key, record));
             let reply =
                 v1::ReplicaScanReply { rows: rows.collect::<Result<_>>()?, applied_index: applied.index() };
@@ -194,6 +196,8 @@ fn replica_status(group: &Group) -> v1::ReplicaStatus {
         applied_index: status.applied_index,
         first_log_index: status.first_log_index,
         closed_ts: state.closed.0,
+        locks: state.counts.locks,
+        safe_point_ts: state.safe_point.0,
         checksum: state.checksum,
         fault: status.fault,
     }

@@ -104,6 +104,19 @@ impl Kv for KvService {
         expect_reply!(self.pass_on(Call::Batch(request.into_inner())).await?, Batch)
     }
 
+    async fn timestamp(
+        &self,
+        request: Request<v1::TimestampRequest>,
+    ) -> Result<Response<v1::TimestampReply>, Status> {
+        let asked = async { self.client(request.into_inner().header.as_ref()).await?.timestamp().await };
+        let ts = asked.await.map_err(|error: Error| convert::error_to_status(&error))?;
+        Ok(Response::new(v1::TimestampReply { ts: ts.0 }))
+    }
+
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
+        expect_reply!(self.pass_on(Call::Commit(request.into_inner())).await?, Commit)
+    }
+
     type ScanStream = RowStream;
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<RowStream>, Status> {

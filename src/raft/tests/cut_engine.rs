@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{
-    Batch, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
+    Batch, DropRules, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
 };
 use crate::types::{Error, KeyRange, Result};
 
@@ -160,6 +160,14 @@ impl Engine for CutEngine {
 
     fn discard_staged_except(&self, keep: &[StagedName]) -> Result<()> {
         self.inner.discard_staged_except(keep)
+    }
+
+    fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
+        self.inner.set_drop_rules(rules);
+    }
+
+    fn compact_all(&self) -> Result<()> {
+        self.inner.compact_all()
     }
 
     fn stats(&self) -> EngineStats {

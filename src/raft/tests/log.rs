@@ -10,7 +10,7 @@ use openraft::type_config::TypeConfigExt;
 
 use super::{log_id, put_entry, shared};
 use crate::engine::{
-    Batch, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
+    Batch, DropRules, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
 };
 use crate::raft::entry::counted_bytes;
 use crate::raft::{Entry, LogStore, LogWriter, TypeConfig, Vote, create_group};
@@ -53,6 +53,14 @@ impl Engine for FailingEngine {
 
     fn discard_staged_except(&self, keep: &[StagedName]) -> Result<()> {
         self.inner.discard_staged_except(keep)
+    }
+
+    fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
+        self.inner.set_drop_rules(rules);
+    }
+
+    fn compact_all(&self) -> Result<()> {
+        self.inner.compact_all()
     }
 
     fn stats(&self) -> EngineStats {

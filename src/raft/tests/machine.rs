@@ -9,6 +9,7 @@ use openraft::storage::RaftStateMachine;
 use super::{apply, descriptor, log_id, put_entry, shared};
 use crate::engine::{Engine, MemoryEngine};
 use crate::raft::{Entry, LogWriter, Payload, ReplicaMachine, create_group};
+use crate::shard;
 use crate::types::{NodeId, ShardId, Timestamp};
 
 fn machine(engine: &std::sync::Arc<dyn Engine>) -> ReplicaMachine {
@@ -57,7 +58,9 @@ async fn readers_learn_how_far_the_replica_is() {
     let progress = *watch.borrow_and_update();
     assert_eq!((progress.index, progress.closed), (600, Timestamp::from_ms(601)));
     let view = replica.view().expect("no snapshot is being installed");
-    let record = crate::shard::get_latest(view.as_ref(), b"b").expect("reads").expect("is there");
+    let counts = replica.state().counts;
+    let look = shard::look(view.as_ref(), counts, b"b", Timestamp::MAX, &shard::Fates::new());
+    let record = look.and_then(shard::Look::unlocked).expect("reads").expect("is there");
     assert_eq!(record.version, 599);
 }
 

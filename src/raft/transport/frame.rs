@@ -107,7 +107,7 @@ fn error_to_proto(error: Error) -> v1::Error {
         leader_node: leader.node.0,
         leader_grpc_addr: leader.grpc_addr,
     });
-    v1::Error { kind: error.kind.name().to_string(), message: error.message, moved }
+    v1::Error { kind: error.kind.name().to_string(), message: error.message, moved, ..Default::default() }
 }
 
 fn error_from_proto(error: v1::Error) -> Error {
@@ -117,7 +117,7 @@ fn error_from_proto(error: v1::Error) -> Error {
         let leader = LeaderHint { node: NodeId(moved.leader_node), grpc_addr: moved.leader_grpc_addr };
         Box::new(Moved { shard: None, leader: (moved.leader_node != 0).then_some(leader) })
     });
-    Error { kind, message: error.message, moved }
+    Error { moved, ..Error::new(kind, error.message) }
 }
 
 #[cfg(test)]
