@@ -23,6 +23,7 @@ use crate::types::{
     Outcome, Record, RequestId, Result, ShardDescriptor, Step, Timestamp, limits,
 };
 
+mod commit;
 mod services;
 
 pub(super) const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
@@ -40,6 +41,8 @@ pub(super) enum Fault {
     ApplyThenUndetermined,
     /// Answers with an error of this kind.
     Answer(ErrorKind),
+    /// Answers a commit that a lock is in the way, without keeping that.
+    Locked,
 }
 
 /// Where a shard is.
@@ -60,6 +63,8 @@ pub(super) struct World {
     rows: BTreeMap<Bytes, Vec<(Timestamp, Option<Record>)>>,
     clock: u64,
     outcomes: HashMap<RequestId, Outcome>,
+    /// The commits that came, also repeated ones.
+    pub(super) commits: Vec<commit::Came>,
     /// Faults of each node, taken in order.
     pub(super) faults: HashMap<NodeId, VecDeque<Fault>>,
     /// A fault for every request that has none of its own.
@@ -122,6 +127,9 @@ impl World {
                 }
                 return Served::Reply(Reply::Error(convert::error_to_proto(&Error::new(kind, "as ordered"))));
             }
+            Some(Fault::Locked) => {
+                return Served::Reply(Reply::Error(convert::error_to_proto(&commit::locked())));
+            }
             _ => {}
         }
         let reply = self.answer(node, request);
@@ -164,6 +172,10 @@ impl World {
                 Reply::GetMany(convert::get_many_reply(records, at))
             }
             Call::ScanPage(scan) => self.page(node, scan)?,
+            Call::Commit { id_unique, start_ts, part } => {
+                self.led(node, part.writes[0].key())?;
+                self.commit(RequestId { seen: start_ts, unique: id_unique }, &part)?
+            }
             Call::Timestamp => {
                 self.timestamps += 1;
                 Reply::Timestamp(v1::TimestampReply { ts: self.next_ts().0 })
@@ -230,6 +242,9 @@ impl World {
                 let steps = if succeeded { then } else { otherwise };
                 let results = steps.iter().map(|step| self.step(ts, step)).collect();
                 Outcome::Batch { commit_ts: ts, succeeded, results }
+            }
+            Operation::Txn(_) | Operation::AdvanceSafePoint { .. } => {
+                unreachable!("a client sends no such command: {operation:?}")
             }
         }
     }
@@ -421,6 +436,7 @@ pub(super) fn world() -> World {
         rows: BTreeMap::new(),
         clock: 100,
         outcomes: HashMap::new(),
+        commits: Vec::new(),
         faults: HashMap::new(),
         always: HashMap::new(),
         ids: Vec::new(),

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::Client;
 use super::request::Asked;
 use super::router::{Place, Target};
-use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
+use crate::rpc::{v1, validate};
 use crate::types::{Error, RequestId, Result};
 
 impl Client {
@@ -18,6 +18,9 @@ impl Client {
     ///
     /// As the typed calls; `Invalid` for a kind of request that is not about one shard.
     pub async fn pass_on(&self, request: Request, id: Option<RequestId>) -> Result<Reply> {
+        if let Request::Commit(commit) = request {
+            return self.pass_on_commit(commit, id).await;
+        }
         let Some(key) = routing_key(&request) else {
             return Err(Error::invalid("this kind of request is not about one shard: it can't be passed on"));
         };
@@ -36,6 +39,14 @@ impl Client {
             (_, None) => self.write(place, &build).await,
         }
     }
+
+    /// A commit keeps the caller's id too, and goes by its primary key.
+    async fn pass_on_commit(&self, commit: v1::CommitRequest, id: Option<RequestId>) -> Result<Reply> {
+        validate::commit(&commit)?;
+        let id = validate::commit_id(id, validate::start_timestamp(commit.start_ts)?)?;
+        let commit_ts = self.shared.commit(commit, id, self.deadline.until()?).await?;
+        Ok(Reply::Commit(v1::CommitReply { commit_ts: commit_ts.0 }))
+    }
 }
 
 /// The key that a request of one shard goes by.
@@ -47,7 +58,11 @@ fn routing_key(request: &Request) -> Option<Bytes> {
         Request::CompareAndSwap(request) => Some(request.key.clone()),
         Request::Add(request) => Some(request.key.clone()),
         Request::Batch(request) => Some(batch_key(request)),
-        Request::GetMany(_) | Request::ScanPage(_) | Request::Timestamp(_) | Request::Empty(_) => None,
+        Request::GetMany(_)
+        | Request::ScanPage(_)
+        | Request::Commit(_)
+        | Request::Timestamp(_)
+        | Request::Empty(_) => None,
     }
 }
 
@@ -75,6 +90,10 @@ fn set_header(request: &mut Request, header: v1::Header) {
         Request::CompareAndSwap(request) => request.header = header,
         Request::Add(request) => request.header = header,
         Request::Batch(request) => request.header = header,
-        Request::GetMany(_) | Request::ScanPage(_) | Request::Timestamp(_) | Request::Empty(_) => {}
+        Request::GetMany(_)
+        | Request::ScanPage(_)
+        | Request::Commit(_)
+        | Request::Timestamp(_)
+        | Request::Empty(_) => {}
     }
 }

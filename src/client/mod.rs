@@ -15,6 +15,14 @@
 //! let record = client.get("colour").await?.expect("just written");
 //! assert_eq!(record.value, "blue");
 //! client.compare_and_swap("colour", Expect::Version(record.version), Some("red".into())).await?;
+//!
+//! // Over any keys and shards: as a whole or not at all, and again where others were in the way.
+//! let moved = client.transact(|txn| async move {
+//!     let colour = txn.get("colour").await?;
+//!     txn.delete("colour")?;
+//!     txn.put("old colour", colour.map_or_else(Default::default, |record| record.value))
+//! });
+//! println!("committed at {}", moved.await?.commit_ts);
 //! # Ok(())
 //! # }
 //! ```
@@ -31,6 +39,8 @@ mod router;
 mod scan;
 mod seen;
 mod session;
+mod snapshot;
+mod transact;
 mod typed;
 
 use std::fmt;
@@ -39,13 +49,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use crate::types::{BatchResult, Expect, Record, Timestamp};
+pub use crate::types::{BatchResult, Conflict, ConflictReason, Expect, Record, Timestamp};
 pub use batch::{Batch, BatchOutcome};
 pub use builder::Builder;
 pub use calls::{Added, Deleted, Swap, Values, Written};
 pub use link::{Dialer, Link, LinkError};
 pub use scan::{Row, Scan, ScanOptions};
 pub use session::GrpcDialer;
+pub use snapshot::Snapshot;
+pub use transact::{Committed, Priority, Transaction, Txn, TxnScan, TypedTxn};
 pub use typed::{Typed, TypedRecord};
 
 use crate::rpc::v1;

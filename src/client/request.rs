@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::retry::{Attempts, Decision, Failure};
@@ -11,7 +12,7 @@ use super::{Client, LinkError, Shared};
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
-use crate::types::{Error, ErrorKind, NodeId, RequestId, Result};
+use crate::types::{Error, ErrorKind, NodeId, RequestId, Result, Timestamp};
 
 /// The pause before the map is looked at again, where it did not say whom to ask.
 const HOLE_PAUSE: Duration = Duration::from_millis(20);
@@ -38,10 +39,7 @@ impl Client {
     /// A write: its retries keep its id, so that it takes effect once (rule R8).
     pub(super) async fn write(&self, place: Place<'_>, build: Build<'_>) -> Result<Reply> {
         let until = self.deadline.until()?;
-        if self.shared.seen.is_stale() {
-            self.shared.refresh_seen(until).await?;
-        }
-        let id = self.shared.seen.request_id();
+        let id = self.shared.new_id(until).await?;
         self.shared.execute(Asked { place, build, fresh: true }, Some(id), until).await
     }
 }
@@ -66,6 +64,31 @@ impl Shared {
         until: Instant,
     ) -> Result<Reply> {
         self.execute_from(Attempts::with_foreign_id(), asked, Some(id), until).await
+    }
+
+    /// Sends a commit to the leader of its primary key's shard, the smallest key written, until its outcome is
+    /// known or the deadline comes. Every attempt bears `id`, so that the first one's outcome is what counts.
+    ///
+    /// # Errors
+    /// `Conflict` where it was refused; `TooOld` where the id is older than retries are recognised and nothing was
+    /// done; `Undetermined` where it was sent and its outcome can't be learnt.
+    pub(super) async fn commit(
+        self: &Arc<Self>,
+        commit: v1::CommitRequest,
+        id: RequestId,
+        until: Instant,
+    ) -> Result<Timestamp> {
+        let Some(primary) = commit.writes.iter().filter_map(written_key).min().cloned() else {
+            return Err(Error::invalid("the transaction has no writes: it needs no commit"));
+        };
+        let build = |header, _: &Target| {
+            Ok(Request::Commit(v1::CommitRequest { header: Some(header), ..commit.clone() }))
+        };
+        let asked = Asked { place: Place::Key(&primary), build: &build, fresh: true };
+        match self.execute_from(Attempts::of_commit(), asked, Some(id), until).await? {
+            Reply::Commit(reply) => Ok(Timestamp(reply.commit_ts)),
+            other => Err(mismatched(&other)),
+        }
     }
 
     async fn execute_from(
@@ -164,6 +187,14 @@ impl Shared {
         }
     }
 
+    /// An id for a new write, whose timestamp is not old.
+    pub(super) async fn new_id(self: &Arc<Self>, until: Instant) -> Result<RequestId> {
+        if self.seen.is_stale() {
+            self.refresh_seen(until).await?;
+        }
+        Ok(self.seen.request_id())
+    }
+
     /// Asks for a fresh timestamp, once for all who want one now.
     async fn refresh_seen(self: &Arc<Self>, until: Instant) -> Result<()> {
         let Ok(_asking) = timeout_at(until, self.seen.asking.lock()).await else {
@@ -179,7 +210,8 @@ impl Shared {
 
     /// A timestamp above all that were handed out before.
     pub(super) async fn timestamp(self: &Arc<Self>, until: Instant) -> Result<u64> {
-        let build = |_: v1::Header, _: &Target| Ok(Request::Timestamp(v1::TimestampRequest {}));
+        let build =
+            |header, _: &Target| Ok(Request::Timestamp(v1::TimestampRequest { header: Some(header) }));
         // A map without the system shard leaves it to the node.
         let place = if self.map.pick(Place::System, &[], 0).is_some() { Place::System } else { Place::Any };
         let asked = Asked { place, build: &build, fresh: true };
@@ -200,6 +232,15 @@ impl Shared {
     }
 }
 
+fn written_key(write: &v1::Write) -> Option<&Bytes> {
+    use v1::write::Write;
+    write.write.as_ref().map(|write| match write {
+        Write::Put(put) => &put.key,
+        Write::Delete(key) => key,
+        Write::Add(add) => &add.key,
+    })
+}
+
 /// The error of a reply that does not fit its request. What the node did is unknown.
 pub(super) fn mismatched(reply: &Reply) -> Error {
     let name = match reply {
@@ -212,6 +253,7 @@ pub(super) fn mismatched(reply: &Reply) -> Error {
         Reply::Add(_) => "an add's",
         Reply::Batch(_) => "a batch's",
         Reply::ScanPage(_) => "a scan page's",
+        Reply::Commit(_) => "a commit's",
         Reply::Timestamp(_) => "a timestamp's",
         Reply::Empty(_) => "an empty call's",
     };

@@ -44,6 +44,8 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Attempts {
     write: bool,
+    /// A refusal of a transaction's commit is not tried again: what was read has to be read anew.
+    commit: bool,
     failures: u32,
     hops: u32,
     renewals: u32,
@@ -55,13 +57,19 @@ pub(super) struct Attempts {
 impl Attempts {
     /// No attempt yet, of a read or a write.
     pub(super) fn new(write: bool) -> Self {
-        Self { write, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
+        Self { write, commit: false, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
     }
 
     /// Before the first attempt at a write whose id was given from outside. The id is never renewed: it may have
     /// been sent before this call, and the write would take effect twice (rule R8).
     pub(super) fn with_foreign_id() -> Self {
         Self { renewals: RENEWALS, ..Self::new(true) }
+    }
+
+    /// Before the first attempt at the commit of a transaction. Its id bears its start timestamp, so it is never
+    /// renewed.
+    pub(super) fn of_commit() -> Self {
+        Self { commit: true, ..Self::with_foreign_id() }
     }
 
     /// What follows on a failure. `jitter` is from 0 to 1.
@@ -80,7 +88,12 @@ impl Attempts {
     }
 
     fn decide(&mut self, error: &Error, led: bool, jitter: f64) -> Decision {
+        // The outcome of all attempts at this commit, also of those that had no answer (rule R8).
+        let is_final = error.conflict.as_ref().is_some_and(|conflict| conflict.is_final);
         match error.kind {
+            _ if self.commit && is_final => Decision::Fail(error.clone()),
+            // After an attempt of unknown fate it says nothing about that one: the same commit is tried again.
+            ErrorKind::Conflict if self.commit && !self.is_unknown() => Decision::Fail(error.clone()),
             ErrorKind::Moved if led && self.hops < HOPS_AT_ONCE => {
                 self.hops += 1;
                 Decision::Now
@@ -136,12 +149,12 @@ impl Attempts {
                 "the write may or may not have taken effect: an attempt had no answer ({why}), and the deadline \
                  came before a retry could tell (last: {last}). Read before doing it again"
             )),
-            (_, Some(error)) if error.kind == ErrorKind::Conflict => Error::new(
-                ErrorKind::Conflict,
-                format!(
+            (_, Some(error)) if error.kind == ErrorKind::Conflict => Error {
+                message: format!(
                     "other operations were in the way until the deadline came; nothing was done (last: {last})"
                 ),
-            ),
+                ..error.clone()
+            },
             _ => Error::unavailable(format!(
                 "the deadline came before any node could serve the request; nothing was done (last: {last}). Try \
                  again later"
@@ -153,7 +166,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Moved;
+    use crate::types::{Conflict, ConflictReason, Moved};
 
     fn answered(kind: ErrorKind) -> Failure {
         Failure::Answered { error: Error::new(kind, "so it is"), led: false }
@@ -238,6 +251,26 @@ mod tests {
         later.failed(lost(), 0.5);
         let decision = later.failed(answered(ErrorKind::TooOld), 0.5);
         assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Undetermined));
+    }
+
+    #[test]
+    fn a_refused_commit_is_not_retried_unless_an_earlier_attempt_may_still_take_effect() {
+        let refused = |is_final| {
+            let conflict = Conflict { reason: ConflictReason::Locked, key: None, ts: None, is_final };
+            Failure::Answered { error: Error::conflict("locked", conflict), led: false }
+        };
+        for is_final in [false, true] {
+            let decision = Attempts::of_commit().failed(refused(is_final), 0.5);
+            assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Conflict));
+        }
+        let mut attempts = Attempts::of_commit();
+        attempts.failed(lost(), 0.5);
+        assert!(matches!(attempts.failed(refused(false), 0.5), Decision::After(_)));
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
+        let decision = attempts.failed(refused(true), 0.5);
+        assert!(matches!(decision, Decision::Fail(error) if error.kind == ErrorKind::Conflict));
+        // A single-key command goes on until its deadline.
+        assert!(matches!(Attempts::new(true).failed(refused(false), 0.5), Decision::After(_)));
     }
 
     #[test]

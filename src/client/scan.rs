@@ -94,6 +94,17 @@ impl ScanOptions {
         self.at = Some(at);
         self
     }
+
+    /// The range that bounds and prefix make together, or `None` where they do not meet; `Invalid` where bounds or
+    /// limits are wrong.
+    pub(super) fn meant(&self) -> Result<Option<KeyRange>> {
+        validate::range(&self.start, self.end.as_deref())?;
+        validate::bound("prefix", &self.prefix)?;
+        validate::limit("limit_rows", self.limit_rows)?;
+        validate::limit("limit_bytes", self.limit_bytes)?;
+        let bounds = KeyRange::new(self.start.clone(), self.end.clone());
+        Ok(bounds.intersect(&KeyRange::prefix(self.prefix.clone())))
+    }
 }
 
 /// A row of a scan.
@@ -160,22 +171,16 @@ impl Client {
     /// Reads the rows of a range in order, at one timestamp over all shards. Wrong options are the stream's
     /// first item, as an error.
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        let stage = match self.cursor(options) {
-            Ok(Some(cursor)) => Stage::Ready(Box::new(cursor)),
-            Ok(None) => Stage::Done(None),
-            Err(error) => Stage::Done(Some(error)),
-        };
-        Scan { rows: VecDeque::new(), stage, at_ts: None, more: false }
+        match self.cursor(options) {
+            Ok(Some(cursor)) => Scan::new(Stage::Ready(Box::new(cursor))),
+            Ok(None) => Scan::new(Stage::Done(None)),
+            Err(error) => Scan::failed(error),
+        }
     }
 
     fn cursor(&self, options: ScanOptions) -> Result<Option<Cursor>> {
         let at_ts = options.at.map_or(Ok(0), super::calls::explicit)?;
-        validate::range(&options.start, options.end.as_deref())?;
-        validate::bound("prefix", &options.prefix)?;
-        validate::limit("limit_rows", options.limit_rows)?;
-        validate::limit("limit_bytes", options.limit_bytes)?;
-        let bounds = KeyRange::new(options.start, options.end);
-        let Some(range) = bounds.intersect(&KeyRange::prefix(options.prefix)) else { return Ok(None) };
+        let Some(range) = options.meant()? else { return Ok(None) };
         Ok(Some(Cursor {
             shared: Arc::clone(&self.shared),
             deadline: self.deadline,
@@ -192,6 +197,15 @@ impl Client {
 }
 
 impl Scan {
+    fn new(stage: Stage) -> Self {
+        Self { rows: VecDeque::new(), stage, at_ts: None, more: false }
+    }
+
+    /// A scan that is only an error.
+    pub(super) fn failed(error: Error) -> Self {
+        Self::new(Stage::Done(Some(error)))
+    }
+
     /// The next row; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Row>> {
         futures::StreamExt::next(self).await

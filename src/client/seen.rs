@@ -62,6 +62,7 @@ impl Seen {
             Reply::CompareAndSwap(swap) => swap.commit_ts,
             Reply::Add(add) => add.commit_ts,
             Reply::Batch(batch) => batch.commit_ts,
+            Reply::Commit(commit) => commit.commit_ts,
             Reply::GetMany(many) => many.at_ts,
             Reply::ScanPage(page) => page.at_ts,
             Reply::Timestamp(timestamp) => timestamp.ts,

@@ -103,7 +103,7 @@ impl<T: Serialize + DeserializeOwned> Typed<T> {
     }
 }
 
-fn encode<T: Serialize>(key: &[u8], value: &T) -> Result<Bytes> {
+pub(super) fn encode<T: Serialize>(key: &[u8], value: &T) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
         Error::invalid(format!(
             "the value for key {} can't be written as JSON: {error}",
@@ -112,7 +112,7 @@ fn encode<T: Serialize>(key: &[u8], value: &T) -> Result<Bytes> {
     })
 }
 
-fn decode<T: DeserializeOwned>(key: &[u8], record: Record) -> Result<TypedRecord<T>> {
+pub(super) fn decode<T: DeserializeOwned>(key: &[u8], record: Record) -> Result<TypedRecord<T>> {
     let value = serde_json::from_slice(&record.value).map_err(|error| {
         Error::corrupt(format!(
             "the value of key {} is not the JSON of a {}: {error}; read it with the untyped client",

@@ -1,6 +1,7 @@
 //! What is checked of every request before anything else sees it. Each refusal says what was wrong, the
 //! value, the limit, and what to do. The client library runs the same checks before it sends anything.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -245,6 +246,133 @@ fn step_bytes(step: &v1::Step) -> Result<usize> {
         Some(Step::Delete(of) | Step::Get(of)) => key(of).map(|()| of.len()),
         Some(Step::Add(add)) => key(&add.key).map(|()| add.key.len() + 8),
         None => Err(Error::invalid("a step of the batch is empty: set one of put, delete, add, get")),
+    }
+}
+
+/// A transaction to be committed: a start timestamp, one write at least, no more than the limits allow, no key twice
+/// in a list, every key, value and range proper. What it says of its request id is [`commit_id`]'s.
+pub fn commit(commit: &v1::CommitRequest) -> Result<()> {
+    start_timestamp(commit.start_ts)?;
+    txn_counts(commit.read_keys.len(), commit.read_ranges.len(), commit.writes.len())?;
+    let mut bytes = 0;
+    let mut seen = HashSet::with_capacity(commit.read_keys.len());
+    for read in &commit.read_keys {
+        key(read)?;
+        once(&mut seen, read, "read")?;
+        bytes += read.len();
+    }
+    let mut seen = HashSet::with_capacity(commit.writes.len());
+    for write in &commit.writes {
+        let (of, write_bytes) = write_bytes(write)?;
+        once(&mut seen, of, "written")?;
+        bytes += write_bytes;
+    }
+    for range in &commit.read_ranges {
+        bytes += read_range(range)?;
+    }
+    txn_bytes(bytes)
+}
+
+/// The start timestamp of a transaction: not 0, at most [`Timestamp::MAX`]. Whether it was handed out is for the
+/// log to say.
+pub fn start_timestamp(raw: u64) -> Result<Timestamp> {
+    match timestamp("start_ts", raw)? {
+        Timestamp::ZERO => Err(Error::invalid(
+            "start_ts is 0, before every commit: pass the timestamp that the transaction read at, or one that a reply \
+             gave",
+        )),
+        start => Ok(start),
+    }
+}
+
+/// How many keys and ranges a transaction reads and writes: one write at least, and no more than
+/// [`limits::MAX_TXN_KEYS`] and [`limits::MAX_TXN_RANGES`].
+pub fn txn_counts(reads: usize, ranges: usize, writes: usize) -> Result<()> {
+    if writes == 0 {
+        return Err(Error::invalid(
+            "the transaction has no writes: what it read at its start timestamp is consistent as it is, and needs no \
+             commit",
+        ));
+    }
+    if reads + writes > limits::MAX_TXN_KEYS {
+        return Err(Error::invalid(format!(
+            "the transaction reads {reads} keys and writes {writes}, together over the limit of {}: split it, or read \
+             a range instead of many keys",
+            limits::MAX_TXN_KEYS
+        )));
+    }
+    if ranges > limits::MAX_TXN_RANGES {
+        return Err(Error::invalid(format!(
+            "the transaction reads {ranges} ranges, over the limit of {}: read fewer and larger ones, or split it",
+            limits::MAX_TXN_RANGES
+        )));
+    }
+    Ok(())
+}
+
+/// What a transaction comes to, in bytes of keys and values: at most [`limits::MAX_TXN_BYTES`].
+pub fn txn_bytes(bytes: usize) -> Result<()> {
+    if bytes > limits::MAX_TXN_BYTES {
+        return Err(Error::invalid(format!(
+            "the transaction has {bytes} bytes of keys and values, over the limit of {}: split it",
+            limits::MAX_TXN_BYTES
+        )));
+    }
+    Ok(())
+}
+
+/// The id of a commit: the request id's unique part, and the start timestamp; drawn where the request has none.
+/// `Invalid` where the request id claims another timestamp.
+pub fn commit_id(id: Option<RequestId>, start_ts: Timestamp) -> Result<RequestId> {
+    let unique = match id {
+        None => rand::random(),
+        Some(id) if id.seen == start_ts || id.seen == Timestamp::ZERO => id.unique,
+        Some(id) => {
+            return Err(Error::invalid(format!(
+                "request_id.seen_ts is {}, but the transaction's start_ts is {start_ts}: the id of a commit bears its \
+                 start timestamp, so set it to that or to 0",
+                id.seen
+            )));
+        }
+    };
+    Ok(RequestId { seen: start_ts, unique })
+}
+
+fn once<'a>(seen: &mut HashSet<&'a Bytes>, key: &'a Bytes, what: &str) -> Result<()> {
+    if seen.insert(key) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the key {} stands twice among the keys {what}: name each once, with its last value",
+        convert::printable(key)
+    )))
+}
+
+/// A range that was read: proper bounds, and not empty. Answers how many bytes it counts for.
+fn read_range(read: &v1::KeyRange) -> Result<usize> {
+    range(&read.start, read.end.as_deref())?;
+    if read.end.as_ref().is_some_and(|end| *end == read.start) {
+        return Err(Error::invalid(format!(
+            "the range that was read from {} is empty, since it ends where it starts: leave it out, or end it past the \
+             last key that was read",
+            convert::printable(&read.start)
+        )));
+    }
+    Ok(read.start.len() + read.end.as_ref().map_or(0, Bytes::len))
+}
+
+/// One write of a transaction, checked: its key, and how many bytes it counts for.
+fn write_bytes(write: &v1::Write) -> Result<(&Bytes, usize)> {
+    use v1::write::Write;
+    match &write.write {
+        Some(Write::Put(put)) => {
+            key(&put.key)?;
+            value(&put.key, &put.value)?;
+            Ok((&put.key, put.key.len() + put.value.len()))
+        }
+        Some(Write::Delete(of)) => key(of).map(|()| (of, of.len())),
+        Some(Write::Add(add)) => key(&add.key).map(|()| (&add.key, add.key.len() + 8)),
+        None => Err(Error::invalid("a write of the transaction is empty: set one of put, delete, add")),
     }
 }
 

@@ -111,3 +111,81 @@ fn expectations_say_something() {
     let large = vec![0; limits::MAX_VALUE_BYTES + 1];
     refused(expect_bytes(b"k", expect(Expect::Value(large.into())).as_ref()), &["1048577"]);
 }
+
+fn write(write: v1::write::Write) -> v1::Write {
+    v1::Write { write: Some(write) }
+}
+
+fn delete(key: impl Into<Bytes>) -> v1::Write {
+    write(v1::write::Write::Delete(key.into()))
+}
+
+fn txn(writes: Vec<v1::Write>) -> v1::CommitRequest {
+    v1::CommitRequest { start_ts: 7, writes, ..Default::default() }
+}
+
+fn many(count: usize) -> Vec<Bytes> {
+    (0..count).map(|n| Bytes::from(format!("{n:05}"))).collect()
+}
+
+#[test]
+fn transactions_have_a_start_and_writes() {
+    assert!(commit(&txn(vec![delete("k")])).is_ok());
+    refused(commit(&txn(vec![])), &["no writes", "no commit"]);
+    refused(commit(&v1::CommitRequest { start_ts: 0, ..txn(vec![delete("k")]) }), &["start_ts is 0"]);
+    let beyond = v1::CommitRequest { start_ts: Timestamp::MAX.0 + 1, ..txn(vec![delete("k")]) };
+    refused(commit(&beyond), &["start_ts", "9007199254740992"]);
+    refused(commit(&txn(vec![v1::Write { write: None }])), &["empty", "put, delete, add"]);
+    refused(commit(&txn(vec![delete("")])), &["empty"]);
+    let large = v1::PutStep { key: "k".into(), value: vec![0; limits::MAX_VALUE_BYTES + 1].into() };
+    refused(commit(&txn(vec![write(v1::write::Write::Put(large))])), &["1048577"]);
+}
+
+#[test]
+fn no_key_of_a_transaction_stands_twice_in_a_list() {
+    let add = || write(v1::write::Write::Add(v1::AddStep { key: "k".into(), delta: 1 }));
+    refused(commit(&txn(vec![delete("k"), add()])), &["\"k\"", "twice", "written"]);
+    let reads = |keys: [&'static str; 2]| v1::CommitRequest {
+        read_keys: keys.map(Bytes::from).to_vec(),
+        ..txn(vec![add()])
+    };
+    refused(commit(&reads(["r", "r"])), &["\"r\"", "twice", "read"]);
+    assert!(commit(&reads(["r", "k"])).is_ok(), "a key may be read and written");
+}
+
+#[test]
+fn transactions_have_limits() {
+    let of = |reads: usize, writes: usize| v1::CommitRequest {
+        read_keys: many(reads),
+        ..txn(many(writes).into_iter().map(delete).collect())
+    };
+    assert!(commit(&of(5_000, 5_000)).is_ok());
+    refused(commit(&of(5_001, 5_000)), &["5001", "5000", "10000"]);
+    let ranges = |count| v1::CommitRequest {
+        read_ranges: many(count).into_iter().map(|start| v1::KeyRange { start, end: None }).collect(),
+        ..txn(vec![delete("k")])
+    };
+    assert!(commit(&ranges(1_000)).is_ok());
+    refused(commit(&ranges(1_001)), &["1001", "1000"]);
+    let puts = |count: usize| {
+        let put = |key| {
+            let value = vec![0; limits::MAX_VALUE_BYTES - 5].into();
+            write(v1::write::Write::Put(v1::PutStep { key, value }))
+        };
+        txn(many(count).into_iter().map(put).collect())
+    };
+    assert!(commit(&puts(16)).is_ok());
+    let one_more = v1::CommitRequest { read_keys: vec!["r".into()], ..puts(16) };
+    refused(commit(&one_more), &["16777217", "16777216"]);
+}
+
+#[test]
+fn ranges_that_were_read_hold_something() {
+    let of = |start: &'static str, end: Option<&'static str>| v1::CommitRequest {
+        read_ranges: vec![v1::KeyRange { start: start.into(), end: end.map(Bytes::from) }],
+        ..txn(vec![delete("k")])
+    };
+    assert!(commit(&of("a", Some("b"))).is_ok() && commit(&of("", None)).is_ok());
+    refused(commit(&of("b", Some("a"))), &["reversed", "\"b\"", "\"a\""]);
+    refused(commit(&of("a", Some("a"))), &["empty", "\"a\""]);
+}

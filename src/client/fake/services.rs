@@ -38,6 +38,17 @@ impl Kv for FakeNode {
         only_sessions()
     }
 
+    async fn timestamp(
+        &self,
+        _: Request<v1::TimestampRequest>,
+    ) -> Result<Response<v1::TimestampReply>, Status> {
+        only_sessions()
+    }
+
+    async fn commit(&self, _: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
+        only_sessions()
+    }
+
     async fn scan(&self, _: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         only_sessions()
     }

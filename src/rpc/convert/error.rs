@@ -5,10 +5,13 @@ use prost::Message;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use super::commit::locked;
 use super::{descriptor_from_proto, descriptor_to_proto};
 use crate::codec::keyspace;
 use crate::rpc::v1;
-use crate::types::{Error, ErrorKind, LeaderHint, Moved, NodeId, Refusal};
+use crate::types::{
+    Conflict, ConflictReason, Error, ErrorKind, LeaderHint, Moved, NodeId, Refusal, Timestamp,
+};
 
 /// The trailing metadata entry that names the kind of an error.
 pub const ERROR_METADATA: &str = "kvorum-error";
@@ -82,6 +85,7 @@ pub fn refusal_to_error(refusal: &Refusal) -> Error {
             "what the batch reads is more than {limit_bytes} bytes: nothing was written; read less in one batch, or \
              read apart from it"
         )),
+        Refusal::Locked(lock) => locked(lock, false),
         Refusal::StaleTimestamp { closed } => Error::unavailable(format!(
             "the command's timestamp did not rise above {closed}, applied by a newer leader: nothing was done; \
              try again"
@@ -118,6 +122,41 @@ pub fn error_to_proto(error: &Error) -> v1::Error {
         kind: error.kind.name().to_owned(),
         message: error.message.clone(),
         moved: error.moved.as_deref().map(moved_to_proto),
+        conflict: error.conflict.as_deref().map(conflict_to_proto).map(Box::new),
+    }
+}
+
+fn conflict_to_proto(conflict: &Conflict) -> v1::Conflict {
+    use v1::conflict::Reason;
+    let reason = match conflict.reason {
+        ConflictReason::Changed => Reason::Changed,
+        ConflictReason::Locked => Reason::Locked,
+        ConflictReason::RolledBack => Reason::RolledBack,
+        ConflictReason::Counter => Reason::Counter,
+        ConflictReason::Other => Reason::Unspecified,
+    };
+    v1::Conflict {
+        reason: reason.into(),
+        key: conflict.key.clone().unwrap_or_default(),
+        ts: conflict.ts.unwrap_or_default().0,
+        is_final: conflict.is_final,
+    }
+}
+
+fn conflict_from_proto(conflict: v1::Conflict) -> Conflict {
+    use v1::conflict::Reason;
+    let reason = match conflict.reason() {
+        Reason::Changed => ConflictReason::Changed,
+        Reason::Locked => ConflictReason::Locked,
+        Reason::RolledBack => ConflictReason::RolledBack,
+        Reason::Counter => ConflictReason::Counter,
+        Reason::Unspecified => ConflictReason::Other,
+    };
+    Conflict {
+        reason,
+        key: (!conflict.key.is_empty()).then_some(conflict.key),
+        ts: (conflict.ts != 0).then_some(Timestamp(conflict.ts)),
+        is_final: conflict.is_final,
     }
 }
 
@@ -130,7 +169,12 @@ pub fn error_from_proto(error: v1::Error) -> Error {
             error.message, error.kind
         ));
     };
-    Error { kind, message: error.message, moved: error.moved.map(moved_from_proto).map(Box::new) }
+    Error {
+        kind,
+        message: error.message,
+        moved: error.moved.map(moved_from_proto).map(Box::new),
+        conflict: error.conflict.map(|conflict| Box::new(conflict_from_proto(*conflict))),
+    }
 }
 
 const fn code(kind: ErrorKind) -> Code {
@@ -153,6 +197,13 @@ pub fn error_to_status(error: &Error) -> Status {
     // The message travels in the status itself; the metadata only adds what a status can't carry.
     let mut whole = error_to_proto(error);
     whole.message = String::new();
+    if whole.encoded_len() > MAX_METADATA_BYTES {
+        // Whether a refusal is final must be told, whatever key it was.
+        whole.moved = None;
+        if let Some(conflict) = &mut whole.conflict {
+            conflict.key = Bytes::new();
+        }
+    }
     let encoded = whole.encode_to_vec();
     if encoded.len() <= MAX_METADATA_BYTES {
         metadata.insert_bin(ERROR_BIN_METADATA, MetadataValue::from_bytes(&encoded));

@@ -4,11 +4,13 @@
 //! validated first, so that everything behind these functions may rely on the limits.
 
 mod cluster;
+mod commit;
 mod error;
 mod reply;
 mod request;
 
 pub use cluster::{descriptor_from_proto, descriptor_to_proto, node_to_proto};
+pub use commit::{abort_to_error, commit_reply, commit_to_proto};
 pub use error::{
     ERROR_BIN_METADATA, ERROR_METADATA, error_from_proto, error_from_status, error_to_proto, error_to_status,
     kind_from_name, printable, printable_internal, refusal_to_error,

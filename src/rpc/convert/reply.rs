@@ -7,7 +7,7 @@ use super::error::{error_from_proto, printable, refusal_to_error};
 use crate::codec::keyspace::strip_user;
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
-use crate::types::{BatchResult, Error, NodeId, Outcome, Record, Result, Timestamp};
+use crate::types::{BatchResult, Error, NodeId, Outcome, Record, Result, Timestamp, TxnOutcome};
 
 /// A record as a message.
 pub fn record_to_proto(record: Record) -> v1::Record {
@@ -188,6 +188,9 @@ pub fn outcome_from_reply(reply: Reply) -> Result<Outcome> {
             succeeded: batch.succeeded,
             results: batch.results.into_iter().map(result_from_proto).collect::<Result<_>>()?,
         },
+        Reply::Commit(commit) => {
+            Outcome::Txn(TxnOutcome::Committed { commit_ts: Timestamp(commit.commit_ts) })
+        }
         Reply::Get(_) | Reply::GetMany(_) | Reply::ScanPage(_) | Reply::Timestamp(_) | Reply::Empty(_) => {
             return Err(Error::corrupt("the peer answered a write with the reply of a read"));
         }

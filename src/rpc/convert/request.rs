@@ -7,7 +7,7 @@ use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::validate::{self, CallHeader};
 use crate::types::{
-    Condition, Direction, Error, Expect, KeyRange, Operation, RequestId, Result, Step, Timestamp,
+    Condition, Direction, Error, Expect, KeyRange, Operation, RequestId, Result, Step, Timestamp, TxnPart,
 };
 
 /// Which reply a write wants.
@@ -49,6 +49,16 @@ pub enum Call {
         /// As of this timestamp; `None` takes one after the request came.
         at: Option<Timestamp>,
     },
+    /// Commits a transaction. Its id is `start_ts` and `id_unique`.
+    Commit {
+        /// The random part of the id: the request id's, or drawn where it has none.
+        id_unique: u128,
+        /// The timestamp that everything was read at; not 0, perhaps in the future.
+        start_ts: Timestamp,
+        /// All that was read and is written: in order, no key twice, ranges apart from each other; one write at
+        /// least.
+        part: TxnPart,
+    },
     /// Reads a page of a scan.
     ScanPage(Scan),
     /// Asks for a timestamp.
@@ -88,7 +98,9 @@ pub fn header_of(request: &Request) -> Result<CallHeader> {
             Some(scan) => &scan.header,
             None => &None,
         },
-        Request::Timestamp(_) | Request::Empty(_) => &None,
+        Request::Commit(request) => &request.header,
+        Request::Timestamp(request) => &request.header,
+        Request::Empty(_) => &None,
     };
     validate::header(header.as_ref())
 }
@@ -133,6 +145,7 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
             })?;
             Call::ScanPage(scan_from_proto(scan)?)
         }
+        Request::Commit(commit) => super::commit::commit_from_proto(commit)?,
         Request::Timestamp(_) => Call::Timestamp,
         Request::Empty(_) => Call::Empty,
     })
@@ -242,6 +255,9 @@ pub fn operation_to_proto(operation: Operation, header: v1::Header) -> Result<Re
                 otherwise: otherwise.into_iter().map(step_to_proto).collect::<Result<_>>()?,
             })
         }
+        Operation::Txn(_) | Operation::AdvanceSafePoint { .. } => {
+            return Err(Error::invalid("this command is sent between nodes only, never by a client"));
+        }
     })
 }
 
@@ -256,7 +272,7 @@ fn step_to_proto(step: Step) -> Result<v1::Step> {
     Ok(v1::Step { step: Some(step) })
 }
 
-fn user(key: &Bytes) -> Result<Bytes> {
+pub(super) fn user(key: &Bytes) -> Result<Bytes> {
     strip_user(key).ok_or_else(|| {
         Error::corrupt(format!(
             "the key {} is not a user's key: it must not leave the node",

@@ -9,8 +9,9 @@ use crate::codec::keyspace::{TIMESTAMP_CEILING, user_key};
 use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
 use crate::types::{
-    BatchResult, Condition, Epoch, Error, ErrorKind, Expect, KeyRange, LeaderHint, Moved, NodeId, Operation,
-    Outcome, Record, Refusal, RequestId, ShardDescriptor, ShardId, Step, Timestamp,
+    AbortReason, BatchResult, Condition, Conflict, ConflictReason, Epoch, Error, ErrorKind, Expect, KeyRange,
+    LeaderHint, Lock, Moved, NodeId, Operation, Outcome, Record, Refusal, RequestId, ShardDescriptor,
+    ShardId, Step, Timestamp, TxnOutcome, TxnPart, TxnWrite,
 };
 
 fn key() -> impl Strategy<Value = Bytes> {
@@ -112,7 +113,42 @@ fn outcome() -> impl Strategy<Value = (WriteKind, Outcome)> {
     ]
 }
 
+fn part() -> impl Strategy<Value = TxnPart> {
+    let write = |key: Bytes| {
+        prop_oneof![
+            value().prop_map({
+                let key = key.clone();
+                move |value| TxnWrite::Put { key: key.clone(), value }
+            }),
+            Just(TxnWrite::Delete { key: key.clone() }),
+            any::<i64>().prop_map(move |delta| TxnWrite::Add { key: key.clone(), delta }),
+        ]
+    };
+    let writes = proptest::collection::btree_set(key(), 1..5)
+        .prop_flat_map(move |keys| keys.into_iter().map(write).collect::<Vec<_>>());
+    let reads = proptest::collection::btree_set(key(), 0..5);
+    let end = prop_oneof![key(), Just(Bytes::from_static(&[crate::codec::keyspace::USER + 1]))];
+    let ranges = proptest::collection::vec((key(), end), 0..5);
+    (reads, ranges, writes).prop_map(|(reads, ranges, writes)| TxnPart {
+        reads: reads.into_iter().collect(),
+        ranges: KeyRange::join(ranges.into_iter().map(|(a, b)| KeyRange::new(a, Some(b))).collect()),
+        writes,
+    })
+}
+
 proptest! {
+    #[test]
+    fn transactions_come_back_in_order(part in part(), start in ts(), unique in any::<u128>()) {
+        let id = RequestId { seen: start, unique };
+        let header = v1::Header { request_id: Some(request_id_to_proto(id)), ..Default::default() };
+        let mut commit = commit_to_proto(part.clone(), start, Some(header)).expect("users' keys");
+        commit.read_keys.reverse();
+        commit.read_ranges.reverse();
+        commit.writes.reverse();
+        let back = call_from_proto(Request::Commit(commit)).expect("proper");
+        prop_assert_eq!(back, Call::Commit { id_unique: unique, start_ts: start, part });
+    }
+
     #[test]
     fn operations_come_back(operation in operation(), seen in ts(), unique in any::<u128>()) {
         let id = RequestId { seen, unique };
@@ -190,6 +226,11 @@ fn errors_travel_in_messages_and_statuses() {
         Error::corrupt("bad"),
         Error::new(ErrorKind::TooOld, "gone"),
         Error::new(ErrorKind::Conflict, "locked"),
+        abort_to_error(&AbortReason::Changed { key: user_key(b"k"), commit_ts: Timestamp(7) }),
+        abort_to_error(&AbortReason::Locked(lock())),
+        abort_to_error(&AbortReason::RolledBack),
+        abort_to_error(&AbortReason::Counter(Box::new(Refusal::NotACounter { key: user_key(b"k") }))),
+        refusal_to_error(&Refusal::Locked(lock())),
     ];
     for error in errors {
         assert_eq!(error_from_proto(error_to_proto(&error)), error);
@@ -214,8 +255,92 @@ fn a_hint_that_is_too_large_is_left_out() {
 }
 
 #[test]
+fn a_conflict_over_a_long_key_is_told_without_it() {
+    let key = user_key(&[b'a'; 4096]);
+    let error = abort_to_error(&AbortReason::Changed { key, commit_ts: Timestamp(7) });
+    let back = error_from_status(&error_to_status(&error));
+    let conflict = back.conflict.expect("told");
+    assert_eq!((conflict.reason, conflict.key, conflict.is_final), (ConflictReason::Changed, None, true));
+}
+
+fn lock() -> Lock {
+    let txn = RequestId { seen: Timestamp(5), unique: 6 };
+    Lock { key: user_key(b"held"), txn, primary: user_key(b"p"), prepare_ts: Timestamp(9) }
+}
+
+#[test]
+fn outcomes_of_commits_are_told_as_they_are() {
+    let committed = Outcome::Txn(TxnOutcome::Committed { commit_ts: Timestamp(8) });
+    assert_eq!(commit_reply(committed).expect("committed").commit_ts, 8);
+    let told = |outcome| commit_reply(outcome).expect_err("not committed");
+    let aborted = |reason| told(Outcome::Txn(TxnOutcome::Aborted { reason }));
+    let counter = Refusal::NotACounter { key: user_key(b"text") };
+    for (error, kind, reason, key, is_final) in [
+        (
+            aborted(AbortReason::Changed { key: user_key(b"k"), commit_ts: Timestamp(7) }),
+            ErrorKind::Conflict,
+            ConflictReason::Changed,
+            Some("k"),
+            true,
+        ),
+        (
+            aborted(AbortReason::Locked(lock())),
+            ErrorKind::Conflict,
+            ConflictReason::Locked,
+            Some("held"),
+            true,
+        ),
+        (
+            told(Outcome::Refused(Refusal::Locked(lock()))),
+            ErrorKind::Conflict,
+            ConflictReason::Locked,
+            Some("held"),
+            false,
+        ),
+        (aborted(AbortReason::RolledBack), ErrorKind::Conflict, ConflictReason::RolledBack, None, true),
+        (
+            aborted(AbortReason::Counter(Box::new(counter))),
+            ErrorKind::Invalid,
+            ConflictReason::Counter,
+            Some("text"),
+            true,
+        ),
+    ] {
+        assert_eq!(error.kind, kind, "{error}");
+        let Conflict { reason: told, key: named, is_final: kept, .. } = *error.conflict.expect("a detail");
+        assert_eq!((told, kept), (reason, is_final));
+        assert_eq!(named, key.map(Bytes::from));
+    }
+    assert_eq!(told(Outcome::Txn(TxnOutcome::AbortedLate)).kind, ErrorKind::Undetermined);
+    assert_eq!(told(Outcome::Refused(Refusal::TooOld { age_ms: 700_000 })).kind, ErrorKind::TooOld);
+    let future = told(Outcome::Refused(Refusal::FutureId { seen: Timestamp(77) }));
+    assert!(future.kind == ErrorKind::Invalid && future.message.contains("start_ts is 77"), "{future}");
+    let mixed = told(Outcome::Added { commit_ts: Timestamp(1), value: 1 });
+    assert_eq!(mixed.kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn a_commit_is_named_by_its_start_timestamp() {
+    let commit = |request_id| {
+        let write = v1::Write { write: Some(v1::write::Write::Delete("k".into())) };
+        let header = Some(v1::Header { request_id, ..Default::default() });
+        let commit = v1::CommitRequest { header, start_ts: 9, writes: vec![write], ..Default::default() };
+        call_from_proto(Request::Commit(commit))
+    };
+    let unique_of = |call| match call {
+        Ok(Call::Commit { id_unique, start_ts: Timestamp(9), .. }) => id_unique,
+        other => panic!("{other:?}"),
+    };
+    let id = |seen| Some(request_id_to_proto(RequestId { seen: Timestamp(seen), unique: 3 }));
+    assert_eq!((unique_of(commit(id(9))), unique_of(commit(id(0)))), (3, 3));
+    assert_ne!(unique_of(commit(None)), unique_of(commit(None)), "each without an id is another transaction");
+    let error = commit(id(8)).expect_err("another timestamp");
+    assert!(error.kind == ErrorKind::Invalid && error.message.contains("start_ts is 9"), "{error}");
+}
+
+#[test]
 fn what_this_version_does_not_know_promises_nothing() {
-    let odd = v1::Error { kind: "quantum".into(), message: "hm".into(), moved: None };
+    let odd = v1::Error { kind: "quantum".into(), message: "hm".into(), ..Default::default() };
     assert_eq!(error_from_proto(odd).kind, ErrorKind::Undetermined);
     assert_eq!(error_from_status(&Status::internal("x")).kind, ErrorKind::Undetermined);
     assert_eq!(error_from_status(&Status::deadline_exceeded("x")).kind, ErrorKind::Undetermined);
@@ -277,10 +402,11 @@ fn pages_without_a_scan_and_writes_without_keys_are_refused() {
         Request::Delete(v1::DeleteRequest::default()),
         Request::Add(v1::AddRequest::default()),
         Request::Batch(v1::BatchRequest::default()),
+        Request::Commit(v1::CommitRequest::default()),
         Request::CompareAndSwap(v1::CompareAndSwapRequest { key: "k".into(), ..Default::default() }),
     ] {
         assert_eq!(call_from_proto(request).expect_err("malformed").kind, ErrorKind::Invalid);
     }
     assert_eq!(call_from_proto(Request::Empty(v1::EmptyRequest::default())), Ok(Call::Empty));
-    assert_eq!(call_from_proto(Request::Timestamp(v1::TimestampRequest {})), Ok(Call::Timestamp));
+    assert_eq!(call_from_proto(Request::Timestamp(v1::TimestampRequest::default())), Ok(Call::Timestamp));
 }
