@@ -32,7 +32,7 @@ fn nobody() -> String {
     listener.local_addr().expect("an address").to_string()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "serve",
     "cluster",
     "status",
@@ -42,6 +42,8 @@ const COMMANDS: [&str; 14] = [
     "scan",
     "cas",
     "add",
+    "txn",
+    "timestamp",
     "import",
     "export",
     "bench",
@@ -93,6 +95,33 @@ fn bad_keys_and_values_are_invalid_before_anything_is_sent() {
 }
 
 #[test]
+fn scripts_are_checked_before_anything_is_sent() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let path = file.path().display().to_string();
+    let said = |script: &str, arguments: &[&str]| {
+        std::fs::write(file.path(), script).expect("written");
+        refused(&[&["txn", &path], arguments].concat())
+    };
+    assert!(said("", &[]).contains("no commands"));
+    assert!(said("get a\nput b\n", &[]).contains("line 2"));
+    assert!(said("get a\nput b 1\n", &["--read-only"]).contains("line 2 writes"));
+    assert!(said("get zz\n", &["--hex"]).contains("line 1: the key is not hexadecimal"));
+    assert!(refused(&["txn", "/no/such/file"]).contains("/no/such/file"));
+    // From standard input; nobody is there to run it.
+    let address = nobody();
+    let mut child = kvorum()
+        .args(["--endpoints", &address, "--deadline", "200ms", "txn", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    child.stdin.take().expect("piped").write_all(b"add a 1 # one more\n").expect("written");
+    let output = child.wait_with_output().expect("the command ends");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn configuration_files_are_checked() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let path = file.path().display().to_string();
@@ -107,7 +136,9 @@ fn configuration_files_are_checked() {
 fn no_node_is_unavailable_in_text_and_json() {
     let address = nobody();
     let base = ["--endpoints", address.as_str(), "--deadline", "300ms"];
-    for arguments in [&["get", "key"][..], &["put", "key", "value"], &["scan"], &["status"], &["checksum"]] {
+    for arguments in
+        [&["get", "key"][..], &["put", "key", "value"], &["scan"], &["status"], &["checksum"], &["timestamp"]]
+    {
         let output = run(&[&base[..], arguments].concat());
         assert_eq!(
             output.status.code(),

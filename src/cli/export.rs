@@ -17,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   kvorum export > everything.ndjson
   kvorum export --prefix user/ --format lines > users.ndjson    the lines that were imported, in key order
+  kvorum export --at $(kvorum timestamp) > now.ndjson            as of one instant of your choice
   kvorum export --hex > everything.ndjson                        all keys and values in hexadecimal
 
 ndjson: {\"key\":…,\"value\":…} a row, or key_hex and value_hex where the bytes are not UTF-8; `import` without --key
@@ -40,7 +41,7 @@ pub struct Args {
     /// Only keys that begin with this.
     #[arg(long, value_name = "KEY", default_value = "")]
     prefix: OsString,
-    /// As of this commit timestamp instead of now.
+    /// As of this timestamp instead of now.
     #[arg(long, value_name = "TIMESTAMP")]
     at: Option<Timestamp>,
 }

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::output::Format;
+use super::output::{self, Format};
 use crate::{Error, ErrorKind};
 
 /// A command that came to its end.
@@ -60,9 +60,7 @@ impl Failure {
         };
         let text = match format {
             Format::Text => format!("error: {} ({})", error.message, error.kind),
-            Format::Json => {
-                json!({ "error": { "kind": error.kind.name(), "message": error.message } }).to_string()
-            }
+            Format::Json => json!({ "error": to_json(&error) }).to_string(),
         };
         // Where standard error is closed, the exit code still tells.
         let _ = writeln!(io::stderr(), "{text}");
@@ -70,7 +68,48 @@ impl Failure {
     }
 }
 
+fn to_json(error: &Error) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("kind".to_owned(), error.kind.name().into());
+    object.insert("message".to_owned(), error.message.as_str().into());
+    if let Some(conflict) = &error.conflict {
+        let mut told = Map::new();
+        told.insert("reason".to_owned(), conflict.reason.name().into());
+        if let Some(key) = &conflict.key {
+            output::put_bytes(&mut told, "key", key, false);
+        }
+        if let Some(ts) = conflict.ts {
+            told.insert("ts".to_owned(), ts.0.into());
+        }
+        object.insert("conflict".to_owned(), told.into());
+    }
+    object
+}
+
 /// An `invalid` error about a file that the user named.
 pub fn file_error(path: &std::path::Path, what: &str, error: &io::Error) -> Failure {
     Error::new(ErrorKind::Invalid, format!("{} can't be {what}: {error}", path.display())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Conflict, ConflictReason, Timestamp};
+
+    #[test]
+    fn a_conflict_is_told_to_programs() {
+        let conflict = Conflict {
+            reason: ConflictReason::Changed,
+            key: Some("k".into()),
+            ts: Some(Timestamp(7)),
+            is_final: true,
+        };
+        let told = Value::from(to_json(&Error::conflict("changed", conflict)));
+        assert_eq!(told["kind"], "conflict");
+        assert_eq!(told["conflict"], json!({ "reason": "changed", "key": "k", "ts": 7 }));
+        assert_eq!(
+            Value::from(to_json(&Error::invalid("no"))),
+            json!({ "kind": "invalid", "message": "no" })
+        );
+    }
 }

@@ -17,6 +17,7 @@ Examples:
   kvorum get photo > photo.jpg
   kvorum --output json get greeting            with timestamps and version
   kvorum get greeting --at 244140625000000     as of a commit timestamp
+  kvorum get greeting --at $ts                 as of an instant taken with `ts=$(kvorum timestamp)`
 
 Exit code 1: there is no such key.";
 
@@ -25,7 +26,7 @@ Exit code 1: there is no such key.";
 pub struct Args {
     /// The key.
     key: OsString,
-    /// Read as of this commit timestamp instead of the newest.
+    /// Read as of this timestamp instead of the newest.
     #[arg(long, value_name = "TIMESTAMP")]
     at: Option<Timestamp>,
 }

@@ -25,6 +25,8 @@ mod scan;
 mod serve;
 mod status;
 mod supervise;
+mod timestamp;
+mod txn;
 mod verify;
 
 use std::process::ExitCode;
@@ -48,6 +50,7 @@ Examples:
   kvorum put user/1 '{\"name\":\"Ada\"}'
   kvorum get user/1
   kvorum scan --prefix user/ --limit 10
+  printf 'add a -5\nadd b 5\n' | kvorum txn -       over any shards, as a whole or not at all
   kvorum --endpoints 10.0.0.1:7400,10.0.0.2:7400 status
 
 Exit codes:
@@ -84,6 +87,10 @@ enum Command {
     Cas(cas::Args),
     /// Add to a counter.
     Add(add::Args),
+    /// Run a small script as one transaction, over any keys and shards.
+    Txn(txn::Args),
+    /// Print a fresh timestamp, to read several things as of one instant.
+    Timestamp(timestamp::Args),
     /// Write the records of a file.
     Import(import::Args),
     /// Write all rows, or those under a prefix, to standard output.
@@ -154,6 +161,8 @@ async fn run(command: Command, context: &Context) -> Result<Done, Failure> {
         Command::Scan(args) => scan::run(context, args).await,
         Command::Cas(args) => cas::run(context, args).await,
         Command::Add(args) => add::run(context, args).await,
+        Command::Txn(args) => txn::run(context, args).await,
+        Command::Timestamp(args) => timestamp::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Bench(args) => bench::run(context, args).await,

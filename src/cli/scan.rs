@@ -17,6 +17,7 @@ Examples:
   kvorum scan --prefix user/
   kvorum scan --start b --end d --keys-only
   kvorum scan --prefix log/ --reverse --limit 20
+  kvorum scan --prefix user/ --at $ts          as of an instant taken with `ts=$(kvorum timestamp)`
   kvorum --output json scan --prefix user/     one JSON object a row
 
 Rows are printed as they arrive, as key, tabulator, value; what is not printable is escaped. Use `export` for
@@ -46,7 +47,7 @@ pub struct Args {
     /// Stop before keys and values come to more bytes than this; one row at least.
     #[arg(long, value_name = "BYTES")]
     limit_bytes: Option<u64>,
-    /// Read as of this commit timestamp instead of now.
+    /// Read as of this timestamp instead of now.
     #[arg(long, value_name = "TIMESTAMP")]
     at: Option<Timestamp>,
 }
