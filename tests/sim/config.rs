@@ -1,0 +1,91 @@
+//! What a world is like. Each seed draws its own, so that some worlds are hasty and others slow, some crash
+//! often and others never: a bug that needs one kind of weather finds it in some of them.
+
+use crate::rng::Rng;
+
+/// Chances are in percent unless said otherwise.
+#[derive(Debug)]
+pub struct Config {
+    pub shards: usize,
+    /// Keys, over all shards.
+    pub keys: usize,
+    pub operations: usize,
+    /// Operations at once.
+    pub clients: usize,
+    /// Weights of the kinds of operations, in the order of [`Kind`](crate::history::Kind).
+    pub mix: [usize; 4],
+    /// A transaction touches several keys.
+    pub several_keys: usize,
+    /// A transaction reads a range, so that its commit is classic.
+    pub ranges: usize,
+    /// A message arrives twice.
+    pub duplicate: usize,
+    /// A message is lost.
+    pub lost: usize,
+    /// A message takes long.
+    pub slow: usize,
+    /// Of 1,000 steps so many move the leadership of a shard.
+    pub new_leader: usize,
+    /// Of 1,000 steps so many end a coordinator or a recovery.
+    pub crash: usize,
+    /// Of 1,000 steps so many let the clock jump.
+    pub jump: usize,
+    /// Of 1,000 steps so many run into somebody's patience.
+    pub timeout: usize,
+    /// Of 1,000 steps so many meet a lock that is older than its time-to-live.
+    pub recovery: usize,
+    /// After so many milliseconds a lock is old.
+    pub lock_ttl_ms: u64,
+    /// A follower applies when it is its turn.
+    pub follower_applies: usize,
+    /// A leader applies when it is its turn.
+    pub leader_applies: usize,
+    /// The oracle answers when it is its turn.
+    pub oracle_answers: usize,
+    /// The first shard's batches get on, when it is their turn: a shard may be much slower than the others.
+    pub first_shard_gets_on: usize,
+    /// Old versions are dropped now and then.
+    pub collects: bool,
+    /// A coordinator knows a shard map in which shards are still one.
+    pub old_map: usize,
+    /// A read goes to a follower.
+    pub reads_follower: usize,
+}
+
+impl Config {
+    pub fn draw(rng: &mut Rng) -> Self {
+        let shards = 2 + rng.below(2);
+        Self {
+            shards,
+            keys: shards + rng.below(3),
+            operations: 4 + rng.below(14),
+            clients: 2 + rng.below(5),
+            mix: rng.pick(&[
+                [5, 2, 2, 1],
+                [5, 2, 2, 1],
+                [8, 1, 1, 0],
+                [2, 3, 4, 3],
+                [4, 1, 0, 4],
+                [0, 2, 5, 4],
+            ]),
+            several_keys: 40 + rng.below(60),
+            ranges: rng.pick(&[0, 10, 40]),
+            duplicate: rng.pick(&[0, 8, 25]),
+            lost: rng.pick(&[0, 0, 4]),
+            slow: rng.pick(&[0, 6, 25]),
+            new_leader: rng.pick(&[0, 2, 6]),
+            crash: rng.pick(&[0, 2, 8]),
+            jump: rng.pick(&[0, 2, 6]),
+            timeout: rng.pick(&[4, 10, 40]),
+            recovery: rng.pick(&[4, 10, 40]),
+            lock_ttl_ms: rng.pick(&[0, 3, 3000]),
+            follower_applies: rng.pick(&[3, 15, 60]),
+            leader_applies: rng.pick(&[20, 60, 100]),
+            oracle_answers: rng.pick(&[20, 60, 100]),
+            first_shard_gets_on: rng.pick(&[100, 100, 5]),
+            collects: rng.percent(25),
+            old_map: rng.pick(&[0, 0, 30]),
+            reads_follower: rng.pick(&[0, 30, 60]),
+        }
+    }
+}
