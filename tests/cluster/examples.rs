@@ -55,6 +55,15 @@ async fn the_rust_examples_print_what_they_should() {
         let text = output(typed.env("KVORUM_ENDPOINTS", cluster.endpoints().join(",")));
         assert!(text.contains("ten deliveries, stock Some(10)\n"), "{text}");
         assert!(text.contains("b\"typed/pear\": Product { name: \"Pear\", stock: 7 }"), "{text}");
+        let text = output(rust_example("bank").args(cluster.endpoints()));
+        for line in [
+            "opened 16 accounts at ",
+            "10 audits during the transfers found nothing missing\n",
+            " of 200 transfers made, in ",
+            "the books are in balance: 1600\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in:\n{text}");
+        }
     }
 }
 
@@ -72,7 +81,7 @@ fn the_embedded_example_finds_what_it_wrote_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_python_example_puts_gets_and_scans() {
+async fn the_python_example_puts_gets_scans_and_commits() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
     let python = tokio::task::spawn_blocking({
         let source = source.clone();
@@ -82,7 +91,10 @@ async fn the_python_example_puts_gets_and_scans() {
     let cluster = Cluster::start(3, 8).await;
     for endpoint in cluster.endpoints() {
         let text = output(Command::new(&python).arg(source.join("kvorum_example.py")).arg(endpoint));
-        assert_eq!(text, "put, got and scanned 100 rows\n");
+        assert_eq!(
+            text,
+            "put, got and scanned 100 rows\nmoved a value between two shards in one transaction\n"
+        );
     }
     // An error of the store is told by its kind: this node belongs to no cluster.
     let mut alone = Process::new(cluster.dir.path(), "alone");

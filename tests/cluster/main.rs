@@ -2,6 +2,7 @@
 //! since each needs the machine for itself.
 
 mod availability;
+mod bad_commits;
 mod bad_input;
 mod crash;
 mod examples;
@@ -11,3 +12,4 @@ mod restart;
 mod services;
 mod slow;
 mod support;
+mod transactions;

@@ -346,6 +346,7 @@ async fn the_command_line_from_end_to_end() {
     let dir = tempfile::tempdir().expect("a directory");
     tokio::task::spawn_blocking(move || {
         single_keys(&shell);
+        scripts_are_transactions(&shell, dir.path());
         errors_have_their_codes(&shell);
         files_come_back(&shell, dir.path());
         let checksums = shell.json(0, &["checksum"]);
@@ -394,6 +395,36 @@ fn single_keys(shell: &Shell) {
     let rows = shell.says(0, &["--output", "json", "scan", "--prefix", "row/"]);
     let rows: Vec<Value> = rows.lines().map(json).collect();
     assert_eq!((rows.len(), rows[1]["value"].as_str()), (3, Some("2\n")));
+}
+
+fn scripts_are_transactions(shell: &Shell, dir: &Path) {
+    let path = dir.join("script").display().to_string();
+    let script = |text: &str| std::fs::write(&path, text).expect("written");
+    let before = shell.says(0, &["timestamp"]).trim().to_owned();
+    let later = shell.json(0, &["timestamp"])["ts"].as_u64();
+    assert!(later > Some(before.parse().expect("a number")), "{before}, then {later:?}");
+
+    // Keys of two shards.
+    script("expect-absent !first\nput !first 'one two' # words\nadd zlast 3\nget zlast\n");
+    let done = shell.json(0, &["txn", &path]);
+    assert_eq!((done["committed"].as_bool(), done["attempts"].as_u64()), (Some(true), Some(1)), "{done}");
+    assert_eq!(done["results"][0]["value"], "3", "its own write");
+    for key in ["!first", "zlast"] {
+        assert_eq!(shell.json(0, &["get", key])["commit_ts"], done["commit_ts"]);
+        assert_eq!(shell.json(1, &["get", key, "--at", &before]), Value::Null);
+    }
+
+    // An expectation that is not met: nothing is written.
+    script("add zlast 1\nexpect !first one\n");
+    assert!(shell.says(1, &["txn", &path]).contains("line 2: key !first holds one two, not one"));
+    let told = shell.json(1, &["txn", &path]);
+    assert_eq!(told["committed"], false);
+    assert_eq!(told["unmet"]["found"]["value"], "one two");
+    assert_eq!(shell.exits(0, &["get", "zlast"]), b"3");
+
+    script("scan --prefix !first\nget zlast\nget nothing\n");
+    let text = shell.says(0, &["txn", "--read-only", &path]);
+    assert!(text.starts_with("!first\tone two\nzlast\t3\nno such key: nothing\nread at "), "{text}");
 }
 
 fn errors_have_their_codes(shell: &Shell) {

@@ -109,9 +109,15 @@ impl Process {
 
     /// Starts the process. Its output goes to the end of its log.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the process with more in its environment.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.child.is_none(), "the node at {} runs already", self.grpc);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = kvorum();
+        command.envs(environment.iter().copied());
         command.arg("serve").arg("--data").arg(&self.data);
         command.args(["--listen", &self.grpc, "--http", &self.http]);
         if !self.join.is_empty() {
