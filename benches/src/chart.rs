@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::report::Results;
 
-const WIDTH: f64 = 900.0;
+const GROUP_WIDTH: f64 = 210.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
 const TOP: f64 = 50.0;
@@ -25,37 +25,37 @@ pub fn svg(results: &Results) -> String {
     }
     let most = groups.iter().flat_map(|(_, bars)| bars).map(|(_, ops)| *ops).fold(10.0, f64::max);
     let decades = most.log10().ceil().max(1.0);
+    let whole_width = LEFT + groups.len() as f64 * GROUP_WIDTH + 20.0;
     let plot_height = HEIGHT - TOP - BOTTOM;
     let height_of = |ops: f64| (ops.max(1.0).log10() / decades) * plot_height;
 
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-         font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {whole_width} {HEIGHT}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"{whole_width}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
     );
     text(
         &mut out,
-        WIDTH / 2.0,
+        whole_width / 2.0,
         20.0,
         "middle",
         "Operations a second (logarithmic), 256-byte values, three nodes on one machine",
     );
     for decade in 0..=decades as u32 {
         let y = HEIGHT - BOTTOM - f64::from(decade) / decades * plot_height;
-        line(&mut out, y);
+        line(&mut out, y, whole_width - 20.0);
         text(&mut out, LEFT - 8.0, y + 4.0, "end", &format!("{}", 10_u64.pow(decade)));
     }
-    let group_width = (WIDTH - LEFT - 20.0) / groups.len().max(1) as f64;
     for (at, (label, bars)) in groups.iter().enumerate() {
-        let left = LEFT + at as f64 * group_width;
-        let width = group_width * 0.8 / COLOURS.len() as f64;
+        let left = LEFT + at as f64 * GROUP_WIDTH;
+        let width = GROUP_WIDTH * 0.8 / COLOURS.len() as f64;
         for (nth, (name, colour)) in COLOURS.iter().enumerate() {
             let Some((_, ops)) = bars.iter().find(|(system, _)| system == name) else { continue };
-            let (x, height) = (left + group_width * 0.1 + nth as f64 * width, height_of(*ops));
+            let (x, height) = (left + GROUP_WIDTH * 0.1 + nth as f64 * width, height_of(*ops));
             let y = HEIGHT - BOTTOM - height;
             bar(&mut out, (x, y), (width * 0.94, height), colour);
             text(&mut out, x + width / 2.0, y - 4.0, "middle", &short(*ops));
         }
-        text(&mut out, left + group_width / 2.0, HEIGHT - BOTTOM + 18.0, "middle", label);
+        text(&mut out, left + GROUP_WIDTH / 2.0, HEIGHT - BOTTOM + 18.0, "middle", label);
     }
     for (nth, (name, colour)) in COLOURS.iter().enumerate() {
         let x = LEFT + nth as f64 * 110.0;
@@ -80,8 +80,7 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
     let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>");
 }
 
-fn line(out: &mut String, y: f64) {
-    let right = WIDTH - 20.0;
+fn line(out: &mut String, y: f64, right: f64) {
     let _ =
         writeln!(out, "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>");
 }

@@ -15,13 +15,19 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use load::Operation;
+use load::{Contention, Operation};
 use report::Results;
 use servers::Servers;
 use system::System;
 
 /// Numbers of clients to measure with.
 const CLIENTS: [usize; 3] = [1, 64, 256];
+
+/// Numbers of clients of transactions over two keys.
+const TXN_CLIENTS: [usize; 2] = [1, 64];
+
+/// Number of clients of read-modify-writes, at each level of contention.
+const RMW_CLIENTS: usize = 64;
 
 /// Bytes of a value.
 pub const VALUE_BYTES: usize = 256;
@@ -44,7 +50,7 @@ struct Args {
     /// Where results.json and chart.svg go.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One round of two seconds each instead of three of four: less than two minutes in all.
+    /// One round of two seconds each instead of three of four: about two minutes in all.
     #[arg(long)]
     quick: bool,
 }
@@ -67,17 +73,15 @@ async fn main() -> Result<()> {
         load::write_all_keys(system).await?;
     }
     for round in 1..=rounds {
-        for operation in [Operation::Put, Operation::Get] {
-            for clients in CLIENTS {
-                eprintln!("round {round} of {rounds}: {}, {clients} clients", operation.name());
-                for (system, servers) in
-                    [(&kvorum, &kvorum_servers), (&etcd, &etcd_servers), (&ceiling, &kvorum_servers)]
-                {
-                    let cpu_before = servers.cpu_time()?;
-                    let measured = load::measure(system, operation, clients, length).await?;
-                    let cpu = servers.cpu_time()?.saturating_sub(cpu_before);
-                    results.add(system.name(), operation, clients, &measured, cpu)?;
-                }
+        for (operation, clients) in loads() {
+            eprintln!("round {round} of {rounds}: {}, {clients} clients", operation.name());
+            let systems = [(&kvorum, &kvorum_servers), (&etcd, &etcd_servers), (&ceiling, &kvorum_servers)];
+            let count = if operation.has_ceiling() { systems.len() } else { systems.len() - 1 };
+            for (system, servers) in &systems[..count] {
+                let cpu_before = servers.cpu_time()?;
+                let measured = load::measure(system, operation, clients, length).await?;
+                let cpu = servers.cpu_time()?.saturating_sub(cpu_before);
+                results.add(system.name(), operation, clients, &measured, cpu)?;
             }
         }
     }
@@ -93,4 +97,19 @@ async fn main() -> Result<()> {
     std::fs::write(&svg, chart::svg(&results))?;
     println!("written: {} and {}", json.display(), svg.display());
     Ok(())
+}
+
+/// What is measured, with how many clients.
+fn loads() -> Vec<(Operation, usize)> {
+    let mut loads = Vec::new();
+    for operation in [Operation::Put, Operation::Get] {
+        loads.extend(CLIENTS.map(|clients| (operation, clients)));
+    }
+    for operation in [Operation::TxnOneShard, Operation::TxnTwoShards] {
+        loads.extend(TXN_CLIENTS.map(|clients| (operation, clients)));
+    }
+    for contention in [Contention::Low, Contention::Medium, Contention::High] {
+        loads.push((Operation::ReadModifyWrite(contention), RMW_CLIENTS));
+    }
+    loads
 }

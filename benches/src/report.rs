@@ -22,6 +22,7 @@ pub struct Results {
 /// One system with one load, over all rounds.
 pub struct Cell {
     latencies: Histogram<u64>,
+    attempts: u64,
     errors: u64,
     took: Duration,
     cpu: Duration,
@@ -37,6 +38,10 @@ impl Cell {
 
     fn cpu_us_per_op(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.latencies.len().max(1) as f64
+    }
+
+    fn attempts_per_op(&self) -> f64 {
+        self.attempts as f64 / self.latencies.len().max(1) as f64
     }
 
     fn quantile(&self, share: f64) -> u64 {
@@ -68,6 +73,7 @@ impl Results {
     ) -> Result<()> {
         let empty = Cell {
             latencies: load::histogram()?,
+            attempts: 0,
             errors: 0,
             took: Duration::ZERO,
             cpu: Duration::ZERO,
@@ -75,6 +81,7 @@ impl Results {
         };
         let cell = self.cells.entry((operation, clients, system)).or_insert(empty);
         cell.latencies.add(&measured.latencies)?;
+        cell.attempts += measured.attempts;
         cell.errors += measured.errors;
         cell.took += measured.took;
         cell.cpu += cpu;
@@ -105,6 +112,7 @@ impl Results {
             "p95 us",
             "p99 us",
             "CPU us/op",
+            "attempts/op",
             "errors",
         ]);
         for (operation, clients, system, cell) in self.cells() {
@@ -119,6 +127,7 @@ impl Results {
                 cell.quantile(0.95).to_string(),
                 cell.quantile(0.99).to_string(),
                 format!("{:.0}", cell.cpu_us_per_op()),
+                format!("{:.2}", cell.attempts_per_op()),
                 cell.errors.to_string(),
             ]);
         }
@@ -146,6 +155,7 @@ impl Results {
                     "p95_us": cell.quantile(0.95),
                     "p99_us": cell.quantile(0.99),
                     "server_cpu_us_per_op": cell.cpu_us_per_op(),
+                    "attempts_per_op": cell.attempts_per_op(),
                     "errors": cell.errors,
                 })
             })

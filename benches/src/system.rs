@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use crate::Result;
 
@@ -89,5 +90,55 @@ impl System {
             }
         };
         if found { Ok(()) } else { Err("a key that was written is missing".into()) }
+    }
+
+    /// Writes a value under two keys, in one transaction. Answers how many attempts it took.
+    pub async fn put_two(&self, client: usize, keys: [String; 2], value: Bytes) -> Result<u32> {
+        match self {
+            Self::Kvorum(kvorum) => {
+                let put = |txn: kvorum::client::Txn| {
+                    let puts = keys.iter().try_for_each(|key| txn.put(key, value.clone()));
+                    std::future::ready(puts)
+                };
+                Ok(kvorum.transact(put).await?.attempts)
+            }
+            Self::Etcd(clients) => {
+                let puts: Vec<TxnOp> =
+                    keys.into_iter().map(|key| TxnOp::put(key, value.clone(), None)).collect();
+                clients[client % clients.len()].clone().txn(Txn::new().and_then(puts)).await?;
+                Ok(1)
+            }
+            Self::Ceiling(_) => Err("a transaction has no ceiling".into()),
+        }
+    }
+
+    /// Reads a key and writes it, again until nobody wrote it in between: etcd by its revision, at once, as its own
+    /// helpers do. Answers how many attempts it took.
+    pub async fn read_modify_write(&self, client: usize, key: String, value: Bytes) -> Result<u32> {
+        match self {
+            Self::Kvorum(kvorum) => {
+                let (key, value) = (&key, &value);
+                let change = |txn: kvorum::client::Txn| async move {
+                    txn.get(key).await?;
+                    txn.put(key, value.clone())
+                };
+                Ok(kvorum.transact(change).await?.attempts)
+            }
+            Self::Etcd(clients) => {
+                let mut etcd = clients[client % clients.len()].clone();
+                let mut attempts = 0;
+                loop {
+                    attempts += 1;
+                    let held = etcd.get(key.as_str(), None).await?;
+                    let revision = held.kvs().first().map_or(0, |kv| kv.mod_revision());
+                    let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+                    let put = TxnOp::put(key.as_str(), value.clone(), None);
+                    if etcd.txn(Txn::new().when([unchanged]).and_then([put])).await?.succeeded() {
+                        return Ok(attempts);
+                    }
+                }
+            }
+            Self::Ceiling(_) => Err("a transaction has no ceiling".into()),
+        }
     }
 }
