@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Only the trailing messages carry bulk bytes; `Bytes` spares a copy of each.
     let mut config = prost_build::Config::new();
     config.bytes(["."]);
+    // Rare, and every reply would be as large as the largest.
+    config.boxed(".kvorum.v1.Error.conflict");
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }
