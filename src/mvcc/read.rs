@@ -109,7 +109,8 @@ pub struct Examined {
 /// [`Timestamp::MAX`] that is the newest version. Lazy: holds one row.
 ///
 /// Driven by `current`, which has a row for every key that a snapshot could show. A row that is newer than
-/// the snapshot costs one look into the history.
+/// the snapshot costs one look into the history. What is shown does not depend on what was dropped, as long as
+/// `ts` is not below the safe point; how many removed keys are walked over does.
 pub fn scan<'v>(
     view: &'v dyn View,
     range: &KeyRange,

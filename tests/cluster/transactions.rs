@@ -437,7 +437,7 @@ async fn a_wrong_commit_gets_a_clear_error_and_locks_nothing() {
         ),
         (
             "older than its lifetime",
-            v1::CommitRequest { start_ts: now - (3600 * 1000 << 12), ..good.clone() },
+            v1::CommitRequest { start_ts: now - ((3600 * 1000) << 12), ..good.clone() },
             ErrorKind::Undetermined,
         ),
     ];

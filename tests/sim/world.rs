@@ -91,9 +91,8 @@ impl World {
 
     /// Adds a line to the trace, where there is one.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
-        if self.trace.is_some() {
-            let line = format!("{:>5} {}", self.now, line());
-            self.trace.as_mut().expect("just seen").push(line);
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>5} {}", self.now, line()));
         }
     }
 

@@ -98,7 +98,7 @@ impl RocksOptions {
                 // Rows live for milliseconds. A small buffer, soon flushed, keeps the remains few that a scan
                 // walks over.
                 options.set_compression_type(DBCompressionType::None);
-                options.set_write_buffer_size(MIB);
+                options.set_write_buffer_size(4 * MIB);
                 options.set_level_zero_file_num_compaction_trigger(2);
             }
             _ => {
