@@ -55,7 +55,10 @@ async fn raise_all(member: &Member) -> Result<()> {
         let safe_point = Timestamp::from_ms(now.ms().saturating_sub(limits::RETENTION_MS));
         let id = RequestId { seen: now, unique: rand::random() };
         let raise = Operation::AdvanceSafePoint { safe_point };
-        replica.execute(id, raise, Instant::now() + RAISE_TIMEOUT).await?;
+        // One shard without a majority must not keep the others from it.
+        if let Err(error) = replica.execute(id, raise, Instant::now() + RAISE_TIMEOUT).await {
+            tracing::debug!(shard = %replica.group().id(), %error, "the safe point was not raised; trying again");
+        }
     }
     Ok(())
 }

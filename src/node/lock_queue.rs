@@ -10,21 +10,26 @@ use tokio::sync::oneshot;
 
 use crate::types::TxnId;
 
+type Waiting = HashMap<TxnId, Vec<oneshot::Sender<()>>>;
+
 /// The waiting commands of one shard.
 #[derive(Default)]
-pub struct LockQueue(Mutex<HashMap<TxnId, Vec<oneshot::Sender<()>>>>);
+pub struct LockQueue(Mutex<Waiting>);
+
+/// A place in the queue; dropped, it is given up.
+pub struct Place<'a> {
+    queue: &'a LockQueue,
+    holder: TxnId,
+    woken: oneshot::Receiver<()>,
+}
 
 impl LockQueue {
     /// Waits for the end of `holder`. Whoever calls this looks once more whether the lock is still there: it may
     /// have gone before.
-    pub fn join(&self, holder: TxnId) -> oneshot::Receiver<()> {
+    pub fn join(&self, holder: TxnId) -> Place<'_> {
         let (wake, woken) = oneshot::channel();
-        let mut queue = self.0.lock();
-        let waiting = queue.entry(holder).or_default();
-        // Those that have given up leave their places.
-        waiting.retain(|waiting| !waiting.is_closed());
-        waiting.push(wake);
-        woken
+        self.0.lock().entry(holder).or_default().push(wake);
+        Place { queue: self, holder, woken }
     }
 
     /// Wakes those who wait for a transaction: a command that ends it was applied.
@@ -33,6 +38,27 @@ impl LockQueue {
         for wake in woken.into_iter().flatten() {
             // Whoever waited may have gone at its deadline.
             let _ = wake.send(());
+        }
+    }
+}
+
+impl Place<'_> {
+    /// Returns once the holder has ended.
+    pub async fn released(&mut self) {
+        // The queue sends before it lets go of a place.
+        let _ = (&mut self.woken).await;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.woken.close();
+        let mut queue = self.queue.0.lock();
+        if let Some(waiting) = queue.get_mut(&self.holder) {
+            waiting.retain(|waiting| !waiting.is_closed());
+            if waiting.is_empty() {
+                queue.remove(&self.holder);
+            }
         }
     }
 }
@@ -49,19 +75,21 @@ mod tests {
     #[tokio::test]
     async fn a_release_wakes_those_who_wait_for_that_transaction_only() {
         let queue = LockQueue::default();
-        let first = queue.join(txn(1));
+        let mut first = queue.join(txn(1));
         let mut other = queue.join(txn(2));
         queue.released(txn(1));
-        first.await.expect("woken");
-        assert!(other.try_recv().is_err());
+        first.released().await;
+        assert!(other.woken.try_recv().is_err());
     }
 
     #[test]
-    fn who_has_given_up_is_forgotten() {
+    fn who_has_given_up_leaves_nothing_behind() {
         let queue = LockQueue::default();
-        for _ in 0..10 {
-            drop(queue.join(txn(1)));
-        }
-        assert_eq!(queue.0.lock()[&txn(1)].len(), 1);
+        let kept = queue.join(txn(1));
+        drop(queue.join(txn(1)));
+        drop(queue.join(txn(2)));
+        assert_eq!(queue.0.lock().len(), 1);
+        drop(kept);
+        assert!(queue.0.lock().is_empty());
     }
 }

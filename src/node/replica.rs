@@ -86,16 +86,17 @@ impl Replica {
     }
 
     async fn wait_for_release(&self, lock: &Lock, deadline: Instant) -> Result<()> {
-        let released = self.locks.join(lock.txn);
+        let mut place = self.locks.join(lock.txn);
         // It may have gone between the command's apply and now.
         if shard::lock_of(&*self.group.replica().view()?, &lock.key, lock.txn)?.is_none() {
             return Ok(());
         }
         let mut leadership = self.group.watch_leadership();
-        let deposed = leadership.wait_for(|now| now.token().is_none());
+        let token = leadership.borrow().token();
+        // Another leadership of this node counts too: what it was led by meanwhile may have released the lock.
+        let deposed = leadership.wait_for(|now| now.token() != token);
         tokio::select! {
-            // The queue answers everyone who waits, or is gone with the replica.
-            _ = released => Ok(()),
+            () = place.released() => Ok(()),
             _ = deposed => Ok(()),
             () = tokio::time::sleep_until(deadline) => Err(Error::new(
                 ErrorKind::Conflict,

@@ -148,6 +148,7 @@ impl Sequencer {
         }
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) if !claimed.swap(true, Ordering::AcqRel) => Err(overdue()),
             Ok(Err(_)) => Err(Error::undetermined("the node stopped before it learnt the command's outcome")),
             Err(_) if !claimed.swap(true, Ordering::AcqRel) => Err(overdue()),
             Err(_) => Err(Error::undetermined(

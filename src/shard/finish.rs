@@ -46,6 +46,11 @@ pub(super) fn release(work: &mut Work<'_, '_>, span: &KeyRange, decision: Decisi
     for held in lock::own_in(&*work.overlay, span, work.context.id)? {
         lock::remove(work, &held);
         if let (Kind::Write { value }, Decision::Committed { commit_ts }) = (&held.kind, decision) {
+            // A commit is not earlier than any of its prepares: this lock is of another commit under the same id,
+            // which a client has used twice. What it stages was never committed.
+            if held.prepare_ts > commit_ts {
+                continue;
+            }
             write_version(work, &held.key, value.as_ref(), commit_ts)?;
             released.wrote = true;
         }

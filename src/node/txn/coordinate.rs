@@ -19,8 +19,8 @@ const AFTERWARDS: Duration = Duration::from_secs(15);
 /// so long, but at most a quarter of the time there is.
 const GIVE_UP_ROOM: Duration = Duration::from_secs(1);
 
-/// Commits a transaction that was normalised. What is to be done after the acknowledgement goes on without the caller, also where
-/// the caller has gone.
+/// Commits a transaction that was normalised. What is to be done after the acknowledgement goes on without the
+/// caller, also where the caller has gone.
 ///
 /// # Errors
 ///
@@ -28,12 +28,14 @@ const GIVE_UP_ROOM: Duration = Duration::from_secs(1);
 /// committed, `Unavailable` where nothing was begun.
 pub async fn commit(router: &Router, commit: TxnCommit, deadline: Instant) -> Result<Timestamp> {
     let txn = commit.id;
+    let held = router.room_for(commit.part.size_bytes())?;
     let shards = router.cut(&spans(&commit)).await?;
     let (mut coordinator, first) = Coordinator::start(commit, &shards);
     let (verdict, told) = oneshot::channel();
     let room = GIVE_UP_ROOM.min(deadline.saturating_duration_since(Instant::now()) / 4);
     let router = router.clone();
     tokio::spawn(async move {
+        let _held = held;
         let patience = Patience { give_up: deadline - room, end: deadline + AFTERWARDS };
         let mut verdict = Some(verdict);
         let acknowledge = |end| {

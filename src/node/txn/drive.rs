@@ -10,7 +10,7 @@ use super::router::{Attempt, Router};
 use super::wire::{Answer, Ask};
 use crate::node::failpoint;
 use crate::txn::{Action, Coordinator, Event, Recovery, Verdict};
-use crate::types::{KeyRange, TxnId};
+use crate::types::{KeyRange, Outcome, TxnId};
 
 /// The pause before what failed is sent again; it doubles with each failure in a row up to the longest.
 const RESEND_MIN: Duration = Duration::from_millis(20);
@@ -72,7 +72,9 @@ pub async fn drive<M: Machine>(
             () = sleep_until(patience.end) => return,
         };
         match &event {
-            Event::Failed { .. } => {
+            Event::Failed { .. }
+            | Event::Moved { .. }
+            | Event::Outcome { outcome: Outcome::Refused(_), .. } => {
                 resend_at.get_or_insert_with(|| Instant::now() + pause);
             }
             Event::Resend => {

@@ -1,9 +1,10 @@
 //! Finds the leader of the shard that holds a key, and sends it commands and questions.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::wire::{self, Answer, Ask, Call};
@@ -28,18 +29,40 @@ pub enum Attempt {
 
 /// The way from this node to every shard's leader. Cheap to clone.
 #[derive(Clone)]
-pub struct Router(Weak<Member>);
+pub struct Router {
+    member: Weak<Member>,
+    /// Kibibytes of commits whose coordinators run here, also after their clients have gone.
+    commits_kib: Arc<Semaphore>,
+}
+
+/// The most that the commits under way on a node may hold.
+const COMMITS_KIB: usize = 256 * 1024;
 
 impl Router {
     /// A router of a member. It holds the member weakly: the member's own tasks use it.
     pub fn new(member: Weak<Member>) -> Self {
-        Self(member)
+        Self { member, commits_kib: Arc::new(Semaphore::new(COMMITS_KIB)) }
+    }
+
+    /// Room for a commit of so many bytes, until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where too much is under way.
+    pub fn room_for(&self, size_bytes: usize) -> Result<OwnedSemaphorePermit> {
+        // A commit counts for more than its bytes: its coordinator and its requests too.
+        let kib = size_bytes / 512 + 4;
+        self.commits_kib.clone().try_acquire_many_owned(kib as u32).map_err(|_| {
+            Error::unavailable(format!(
+                "{COMMITS_KIB} KiB of commits are under way on this node: nothing was begun; try again later"
+            ))
+        })
     }
 
     /// Tries once to have the leader of the shard that holds `to` answer.
     pub async fn attempt(&self, txn: TxnId, to: &Bytes, ask: Ask) -> Attempt {
         let failed = Attempt::Failed;
-        let Some(member) = self.0.upgrade() else {
+        let Some(member) = self.member.upgrade() else {
             return failed(Error::unavailable("the node is stopping"));
         };
         let call = Call { txn, to: to.clone(), timeout_ms: ATTEMPT_TIMEOUT.as_millis() as u64, ask };
@@ -71,7 +94,7 @@ impl Router {
     ///
     /// `Unavailable` where the node is stopping or the catalogue can't be read.
     pub async fn cut(&self, spans: &[KeyRange]) -> Result<Vec<KeyRange>> {
-        let member = self.0.upgrade().ok_or_else(|| Error::unavailable("the node is stopping"))?;
+        let member = self.member.upgrade().ok_or_else(|| Error::unavailable("the node is stopping"))?;
         let mut cut = Vec::new();
         for span in spans {
             let mut at = span.start.clone();
