@@ -389,21 +389,7 @@ impl Client {
         let wants_time = self.asked.values().any(|asked| matches!(asked, Asked::Time));
         if !self.lives() {
         } else if committing {
-            if last || world.rng.percent(10) {
-                return self.over();
-            }
-            if self.retries == 0 {
-                self.retries += 1;
-                let (Some(id), Some((&token, _))) = (self.operated(world).id, self.asked.first_key_value())
-                else {
-                    return;
-                };
-                world.note(|| format!("client {} sends its commit again", self.task));
-                let commit = TxnCommit { id, part: self.operated(world).part.clone() };
-                world.coordinate(commit, Address { task: self.task, token });
-            } else {
-                world.give_up(self.task);
-            }
+            self.on_slow_commit(world, last);
         } else if wants_time {
             self.asked.clear();
             self.ask_time(world);
@@ -415,6 +401,29 @@ impl Client {
                 reading.inquiries.clear();
             }
             self.look(world);
+        }
+    }
+    /// The commit takes long: it is sent again, or the client gives up.
+    fn on_slow_commit(&mut self, world: &mut World, last: bool) {
+        if last {
+            return self.over();
+        }
+        if !world.rng.percent(world.config.clients_hurry) {
+            return;
+        }
+        match world.rng.below(10) {
+            0 => self.over(),
+            1..7 if self.retries == 0 => {
+                self.retries += 1;
+                let (Some(id), Some((&token, _))) = (self.operated(world).id, self.asked.first_key_value())
+                else {
+                    return;
+                };
+                world.note(|| format!("client {} sends its commit again", self.task));
+                let commit = TxnCommit { id, part: self.operated(world).part.clone() };
+                world.coordinate(commit, Address { task: self.task, token });
+            }
+            _ => world.give_up(self.task),
         }
     }
 }

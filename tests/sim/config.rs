@@ -32,6 +32,8 @@ pub struct Config {
     pub jump: usize,
     /// Of 1,000 steps so many run into somebody's patience.
     pub timeout: usize,
+    /// A client whose commit takes long sends it again, or gives up, when its patience is tried.
+    pub clients_hurry: usize,
     /// Of 1,000 steps so many meet a lock that is older than its time-to-live.
     pub recovery: usize,
     /// After so many milliseconds a lock is old.
@@ -54,6 +56,58 @@ pub struct Config {
 
 impl Config {
     pub fn draw(rng: &mut Rng) -> Self {
+        let any = Self::any(rng);
+        match rng.below(6) {
+            0 => any.slow_shard(),
+            1 => any.hasty(rng),
+            _ => any,
+        }
+    }
+
+    /// One shard is slow and all else is quick: what was asked for early becomes visible late.
+    fn slow_shard(self) -> Self {
+        Self {
+            shards: 2,
+            keys: 2,
+            operations: 18,
+            clients: 6,
+            mix: [0, 2, 4, 4],
+            duplicate: 0,
+            lost: 0,
+            slow: 0,
+            new_leader: 0,
+            timeout: 2,
+            leader_applies: 100,
+            oracle_answers: 100,
+            first_shard_gets_on: 4,
+            reads_follower: self.reads_follower / 2,
+            ..self
+        }
+    }
+
+    /// Everybody is impatient: commits are recovered and sent again while they are on their way.
+    fn hasty(self, rng: &mut Rng) -> Self {
+        Self {
+            mix: [8, 1, 1, 0],
+            several_keys: 100,
+            ranges: 0,
+            operations: 6,
+            clients: 2,
+            duplicate: rng.pick(&[8, 25]),
+            lost: 4,
+            slow: 8,
+            new_leader: 0,
+            crash: 0,
+            jump: 0,
+            timeout: rng.pick(&[4, 10]),
+            clients_hurry: 5,
+            recovery: 60,
+            lock_ttl_ms: 0,
+            ..self
+        }
+    }
+
+    fn any(rng: &mut Rng) -> Self {
         let shards = 2 + rng.below(2);
         Self {
             shards,
@@ -77,6 +131,7 @@ impl Config {
             crash: rng.pick(&[0, 2, 8]),
             jump: rng.pick(&[0, 2, 6]),
             timeout: rng.pick(&[4, 10, 40]),
+            clients_hurry: rng.pick(&[5, 40, 100]),
             recovery: rng.pick(&[4, 10, 40]),
             lock_ttl_ms: rng.pick(&[0, 3, 3000]),
             follower_applies: rng.pick(&[3, 15, 60]),

@@ -412,11 +412,16 @@ impl World {
     }
 
     fn timeout(&mut self) {
-        if self.tasks.is_empty() {
-            return;
+        let waits = |place: &usize| match &self.tasks[*place] {
+            Task::Client(client) => client.lives(),
+            Task::Carrier(_) => true,
+            Task::Gone => false,
+        };
+        let waiting: Vec<usize> = (0..self.tasks.len()).filter(waits).collect();
+        if !waiting.is_empty() {
+            let task = self.rng.pick(&waiting);
+            self.time_out(task, false);
         }
-        let task = self.rng.below(self.tasks.len());
-        self.time_out(task, false);
     }
 
     fn time_out(&mut self, task: usize, last: bool) {
