@@ -183,7 +183,8 @@ impl Ending {
         self.send_finishes(decision, actions);
         if bugs::on(Bug::ForgetEarly) {
             let primary = self.primary.clone();
-            self.steps.send(&self.primary, TxnCommand::Forget { primary }, actions);
+            let step = self.steps.send(&self.primary, TxnCommand::Forget { primary }, actions);
+            self.steps.end(step);
         }
         self.go_on_if_finished(decision, actions);
     }
