@@ -37,11 +37,13 @@ pub enum Bug {
     RetryAppliedTwice,
     /// A batch is proposed under a later leadership than it was asked for.
     StaleLeadership,
+    /// A commit that is given up is said to be aborted, without a marker that makes it so.
+    GivenUpIsAborted,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 16] = [
         Self::ReadLocksIgnored,
         Self::RangeLocksIgnored,
         Self::OneLockPerKey,
@@ -57,6 +59,7 @@ impl Bug {
         Self::ReadOnlyFinishLeavesNoTrace,
         Self::RetryAppliedTwice,
         Self::StaleLeadership,
+        Self::GivenUpIsAborted,
     ];
 }
 

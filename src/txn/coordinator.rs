@@ -12,6 +12,7 @@ use super::commit::{Path, TxnCommit};
 use super::cut::Cut;
 use super::ending::{self, Ending};
 use super::step::{Action, Event, Step, Verdict};
+use crate::bugs::{self, Bug};
 use crate::types::{
     AbortReason, KeyRange, Lock, Outcome, Refusal, Timestamp, TxnCommand, TxnId, TxnOutcome, TxnPart,
 };
@@ -80,6 +81,12 @@ impl Coordinator {
     /// Whether nothing is left to do.
     pub fn ended(&self) -> bool {
         self.ending.ended()
+    }
+
+    /// Whether a request waits for the next [`Event::Resend`]. Look after every event: not only what the edge says has
+    /// failed comes again, but also what a shard refused for now, such as a commit that met a lock.
+    pub fn waits(&self) -> bool {
+        self.ending.steps.any_failed()
     }
 
     /// What the edge tells.
@@ -235,6 +242,10 @@ impl Coordinator {
             Front::Commit { met: Some(lock), .. } => AbortReason::Locked(lock.clone()),
             _ => AbortReason::RolledBack,
         };
+        if bugs::on(Bug::GivenUpIsAborted) && matches!(self.front, Front::Commit { .. }) {
+            self.ending.acknowledge(Verdict::Aborted { reason }, actions);
+            return self.ending.end(actions);
+        }
         self.undo(false, Verdict::Aborted { reason }, actions);
     }
 }

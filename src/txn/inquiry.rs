@@ -61,6 +61,12 @@ impl Inquiry {
         self.txn
     }
 
+    /// Whether a request waits for the next [`Event::Resend`]. Look after every event: not only what the edge says has
+    /// failed comes again, but also what a shard refused for now, such as a commit that met a lock.
+    pub fn waits(&self) -> bool {
+        self.steps.any_failed()
+    }
+
     /// What the edge tells. Gives the answer once there is one; after that nothing more comes.
     #[must_use]
     pub fn on(&mut self, event: Event, actions: &mut Vec<Action>) -> Option<Learnt> {

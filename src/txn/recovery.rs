@@ -65,6 +65,12 @@ impl Recovery {
         self.ending.ended()
     }
 
+    /// Whether a request waits for the next [`Event::Resend`]. Look after every event: not only what the edge says has
+    /// failed comes again, but also what a shard refused for now, such as a commit that met a lock.
+    pub fn waits(&self) -> bool {
+        self.ending.steps.any_failed()
+    }
+
     /// What the edge tells.
     pub fn on(&mut self, event: Event, actions: &mut Vec<Action>) {
         if self.ending.begun() {

@@ -187,6 +187,11 @@ impl Steps {
         }
     }
 
+    /// Whether anything waits to be sent again.
+    pub(super) fn any_failed(&self) -> bool {
+        self.open.values().any(|open| open.failed)
+    }
+
     /// Sends again what has failed.
     pub(super) fn resend(&mut self, actions: &mut Vec<Action>) {
         for (step, open) in self.open.iter_mut().filter(|(_, open)| open.failed) {

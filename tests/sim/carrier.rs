@@ -154,6 +154,13 @@ impl Carrier {
         self.carry_out(world, actions);
     }
 
+    fn waits(&self) -> bool {
+        match &self.machine {
+            Machine::Coordinator(machine) => machine.waits(),
+            Machine::Recovery(machine) => machine.waits(),
+        }
+    }
+
     pub fn on_outcome(&mut self, world: &mut World, step: Step, outcome: Outcome) {
         self.under_way.remove(&step);
         let event = match outcome {
@@ -183,6 +190,8 @@ impl Carrier {
         for step in std::mem::take(&mut self.under_way) {
             self.tell(world, Event::Failed { step });
         }
-        self.tell(world, Event::Resend);
+        if self.waits() {
+            self.tell(world, Event::Resend);
+        }
     }
 }
