@@ -46,8 +46,10 @@ pub struct Config {
     pub oracle_answers: usize,
     /// The first shard's batches get on, when it is their turn: a shard may be much slower than the others.
     pub first_shard_gets_on: usize,
-    /// Old versions are dropped now and then.
-    pub collects: bool,
+    /// Of 1,000 steps so many raise a safe point, or drop what lies below it.
+    pub collect: usize,
+    /// When all clients are done all nodes stop, nothing happens for longer than anything lives, and what is old is dropped.
+    pub sleeps: usize,
     /// A coordinator knows a shard map in which shards are still one.
     pub old_map: usize,
     /// A read goes to a follower.
@@ -57,9 +59,10 @@ pub struct Config {
 impl Config {
     pub fn draw(rng: &mut Rng) -> Self {
         let any = Self::any(rng);
-        match rng.below(6) {
+        match rng.below(8) {
             0 => any.slow_shard(),
             1 => any.hasty(rng),
+            2 => any.old(),
             _ => any,
         }
     }
@@ -81,6 +84,26 @@ impl Config {
             oracle_answers: 100,
             first_shard_gets_on: 4,
             reads_follower: self.reads_follower / 2,
+            ..self
+        }
+    }
+
+    /// Time flies, and what is old is dropped: what transactions leave behind outlives what tells of their end.
+    fn old(self) -> Self {
+        Self {
+            keys: self.shards,
+            mix: [5, 0, 0, 5],
+            several_keys: 100,
+            ranges: 0,
+            operations: 14,
+            clients: 3,
+            new_leader: 0,
+            lost: 8,
+            crash: 4,
+            timeout: 10,
+            recovery: 1,
+            lock_ttl_ms: 3000,
+            sleeps: 100,
             ..self
         }
     }
@@ -138,7 +161,8 @@ impl Config {
             leader_applies: rng.pick(&[20, 60, 100]),
             oracle_answers: rng.pick(&[20, 60, 100]),
             first_shard_gets_on: rng.pick(&[100, 100, 5]),
-            collects: rng.percent(25),
+            collect: rng.pick(&[0, 0, 0, 6]),
+            sleeps: 20,
             old_map: rng.pick(&[0, 0, 30]),
             reads_follower: rng.pick(&[0, 30, 60]),
         }

@@ -20,6 +20,8 @@ use crate::time::Time;
 const MAX_STEPS: u64 = 8_000;
 /// So often is everything that is stuck sent again, at the end.
 const MAX_ROUNDS: usize = 60;
+/// Longer than any id is recognised.
+const LIFE_MS: u64 = limits::MAX_COMMAND_AGE_MS + 1_000;
 /// The task that hears of commands nobody waits for.
 const NOBODY: usize = usize::MAX;
 
@@ -161,7 +163,7 @@ impl World {
             config.recovery,
             15,
             30,
-            if config.collects { 6 } else { 0 },
+            config.collect,
         ];
         let mut what = 0;
         while what < weights.len() && choice >= weights[what] {
@@ -393,6 +395,13 @@ impl World {
         }
         let task = self.rng.pick(&carriers);
         self.note(|| format!("task {task} crashes"));
+        self.stop_carrier(task);
+    }
+
+    fn stop_carrier(&mut self, task: usize) {
+        if !matches!(self.tasks[task], Task::Carrier(_)) {
+            return;
+        }
         self.tasks[task] = Task::Gone;
         let rng = &mut self.rng;
         self.network.retain(|travelling| match &travelling.message {
@@ -402,7 +411,7 @@ impl World {
     }
 
     fn jump(&mut self) {
-        let ms = self.rng.pick(&[50, 2_900, 3_100, 3_100, limits::MAX_COMMAND_AGE_MS + 1_000]);
+        let ms = self.rng.pick(&[50, 2_900, 3_100, 3_100, LIFE_MS]);
         self.note(|| format!("the oracle's clock jumps by {ms} ms"));
         if self.rng.percent(25) {
             self.time.jump_back(ms);
@@ -438,6 +447,10 @@ impl World {
             let replica = self.rng.below(2);
             return self.shards[shard].replicas[replica].compact();
         }
+        self.raise_safe_point(shard);
+    }
+
+    fn raise_safe_point(&mut self, shard: usize) {
         let safe_point = self.time.before(limits::RETENTION_MS);
         let id = RequestId { seen: safe_point, unique: 0 };
         let from = Address { task: NOBODY, token: 0 };
@@ -454,6 +467,9 @@ impl World {
     fn drain(&mut self) -> Result<(), String> {
         self.draining = true;
         self.note(|| "what is left comes to rest".into());
+        if self.rng.percent(self.config.sleeps) {
+            self.sleep()?;
+        }
         for _ in 0..MAX_ROUNDS {
             self.settle()?;
             let at_rest = self.clients().count() == 0 && self.shards.iter().all(at_rest);
@@ -470,6 +486,24 @@ impl World {
             }
         }
         Err("stuck: locks, records or operations are left after recovery".into())
+    }
+
+    /// All nodes stop; nothing happens for longer than anything lives, and what is old is dropped.
+    fn sleep(&mut self) -> Result<(), String> {
+        for task in 0..self.tasks.len() {
+            self.stop_carrier(task);
+        }
+        self.settle()?;
+        self.time.pass(LIFE_MS);
+        self.time.cut(1);
+        for shard in 0..self.shards.len() {
+            self.raise_safe_point(shard);
+        }
+        self.settle()?;
+        for shard in &mut self.shards {
+            shard.replicas[0].compact();
+        }
+        Ok(())
     }
 
     /// Runs until nothing is under way.
