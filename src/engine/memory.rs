@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
+use super::drops::Drops;
 use super::{
-    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging,
-    View,
+    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, KeepRows, Row, Rows, StagedName,
+    Staging, View,
 };
 use crate::types::{Direction, Error, KeyRange, Result};
 
@@ -63,7 +64,7 @@ struct Staged {
 pub struct MemoryEngine {
     tables: RwLock<Tables>,
     staged: Arc<Mutex<Staged>>,
-    drop_rules: RwLock<Option<Arc<dyn DropRules>>>,
+    drops: Drops,
     syncs: std::sync::atomic::AtomicU64,
 }
 
@@ -127,14 +128,17 @@ impl Engine for MemoryEngine {
     }
 
     fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
-        *self.drop_rules.write() = Some(rules);
+        self.drops.set(rules);
+    }
+
+    fn keep_rows(&self) -> KeepRows {
+        self.drops.keep()
     }
 
     fn compact_all(&self) -> Result<()> {
-        let Some(rules) = self.drop_rules.read().clone() else { return Ok(()) };
         let mut tables = self.tables.write();
         for family in Family::ALL {
-            if let Some(may_drop) = rules.begin(family) {
+            if let Some(may_drop) = self.drops.begin(family) {
                 tables.table_mut(family).retain(|key, value| !may_drop(key, value));
             }
         }

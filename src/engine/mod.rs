@@ -5,6 +5,7 @@
 //! written: a synced one makes all before it durable too, and a crash leaves a prefix.
 
 mod batch;
+mod drops;
 mod memory;
 mod overlay;
 mod rocks;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use batch::{Batch, BatchEntry};
+pub use drops::{DropRule, DropRules, KeepRows};
 pub use memory::MemoryEngine;
 pub use overlay::Overlay;
 pub use rocks::{RocksEngine, RocksOptions};
@@ -109,17 +111,6 @@ pub trait Staging: Send {
 /// Names a finished staging, for [`Engine::install`] now or after a restart.
 pub type StagedName = String;
 
-/// Says of a key and its value whether the row may be dropped. Called from threads of the engine's own; must
-/// not panic.
-pub type DropRule = Box<dyn Fn(&[u8], &[u8]) -> bool + Send>;
-
-/// Which rows the engine may drop when it rewrites its files. It does so at any time or never, also under
-/// views that stand: a rule must spare what they may still ask for.
-pub trait DropRules: Send + Sync + 'static {
-    /// The rule for one rewriting of some files of a family; `None` drops nothing.
-    fn begin(&self, family: Family) -> Option<DropRule>;
-}
-
 /// An ordered store with atomic batches.
 pub trait Engine: Send + Sync + 'static {
     /// A view of everything written so far.
@@ -147,6 +138,10 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Sets which rows may be dropped from now on; none before it is called.
     fn set_drop_rules(&self, rules: Arc<dyn DropRules>);
+
+    /// Keeps every row while the guard is held, but for what rewritings that have begun already drop by the rules of
+    /// then. For a view that is read as a whole and at length. Take it before the view.
+    fn keep_rows(&self) -> KeepRows;
 
     /// Rewrites everything, so that rows which may be dropped are. Slow: for tests and by hand.
     fn compact_all(&self) -> Result<()>;

@@ -3,29 +3,25 @@
 //! RocksDB calls filters for every version of a row that it rewrites, also for such as a snapshot would show.
 
 use std::ffi::CStr;
-use std::sync::Arc;
 
-use parking_lot::RwLock;
 use rocksdb::CompactionDecision;
 use rocksdb::compaction_filter::CompactionFilter;
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 
-use crate::engine::{DropRule, DropRules, Family};
-
-/// The rules, once they are set. Families exist before they are.
-pub(super) type SharedRules = Arc<RwLock<Option<Arc<dyn DropRules>>>>;
+use crate::engine::Family;
+use crate::engine::drops::{DropRule, Drops};
 
 const NAME: &CStr = c"kvorum.drop";
 
 /// Makes a filter for each compaction of a family.
 pub(super) struct Factory {
     family: Family,
-    rules: SharedRules,
+    drops: Drops,
 }
 
 impl Factory {
-    pub(super) fn new(family: Family, rules: SharedRules) -> Self {
-        Self { family, rules }
+    pub(super) fn new(family: Family, drops: Drops) -> Self {
+        Self { family, drops }
     }
 }
 
@@ -33,8 +29,7 @@ impl CompactionFilterFactory for Factory {
     type Filter = Filter;
 
     fn create(&mut self, _context: CompactionFilterContext) -> Filter {
-        let rules = self.rules.read().clone();
-        Filter(rules.and_then(|rules| rules.begin(self.family)))
+        Filter(self.drops.begin(self.family))
     }
 
     fn name(&self) -> &CStr {

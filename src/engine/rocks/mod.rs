@@ -21,9 +21,10 @@ use rocksdb::{
 
 pub use options::RocksOptions;
 
+use super::drops::Drops;
 use super::{
-    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, Row, Rows, StagedName, Staging,
-    View,
+    Batch, BatchEntry, DropRules, Durability, Engine, EngineStats, Family, KeepRows, Row, Rows, StagedName,
+    Staging, View,
 };
 use crate::types::{Direction, Error, ErrorKind, KeyRange, Result};
 
@@ -34,7 +35,7 @@ const DEFAULT_FAMILY: &str = "default";
 pub struct RocksEngine {
     db: DB,
     staging_dir: PathBuf,
-    drop_rules: compaction::SharedRules,
+    drops: Drops,
     next_staging: AtomicU64,
     syncs: AtomicU64,
     /// Dropped last, when the database is closed: fields go in the order in which they stand.
@@ -52,9 +53,9 @@ impl RocksEngine {
         let db_options = options.database();
         refuse_unknown_families(&db_options, path)?;
         std::fs::create_dir_all(path).map_err(|error| io_error("create", path, &error))?;
-        let drop_rules = compaction::SharedRules::default();
+        let drops = Drops::default();
         let families = options
-            .families(&drop_rules)
+            .families(&drops)
             .into_iter()
             .map(|(family, options)| ColumnFamilyDescriptor::new(family.name(), options));
         let db =
@@ -63,7 +64,7 @@ impl RocksEngine {
         std::fs::create_dir_all(&staging_dir).map_err(|error| io_error("create", &staging_dir, &error))?;
         let next_staging = AtomicU64::new(staging::last_number(&staging_dir)? + 1);
         let (syncs, open) = (AtomicU64::new(0), Arc::new(()));
-        Ok(Self { db, staging_dir, drop_rules, next_staging, syncs, open })
+        Ok(Self { db, staging_dir, drops, next_staging, syncs, open })
     }
 
     /// What is gone once the database is closed, and the directory can be opened again.
@@ -179,7 +180,11 @@ impl Engine for RocksEngine {
     }
 
     fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
-        *self.drop_rules.write() = Some(rules);
+        self.drops.set(rules);
+    }
+
+    fn keep_rows(&self) -> KeepRows {
+        self.drops.keep()
     }
 
     fn compact_all(&self) -> Result<()> {

@@ -2,8 +2,9 @@
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options};
 
-use super::compaction::{Factory, SharedRules};
+use super::compaction::Factory;
 use crate::engine::Family;
+use crate::engine::drops::Drops;
 
 const MIB: usize = 1024 * 1024;
 
@@ -51,13 +52,13 @@ impl RocksOptions {
         options
     }
 
-    /// The options of the families, which share one cache. Compaction asks `rules` what to drop.
-    pub(super) fn families(&self, rules: &SharedRules) -> Vec<(Family, Options)> {
+    /// The options of the families, which share one cache. Compaction asks `drops` what to drop.
+    pub(super) fn families(&self, drops: &Drops) -> Vec<(Family, Options)> {
         let cache = Cache::new_lru_cache(self.block_cache_bytes);
         let options = |family| {
             let mut options = self.family(family, &cache);
             if Family::SHARD_DATA.contains(&family) {
-                options.set_compaction_filter_factory(Factory::new(family, rules.clone()));
+                options.set_compaction_filter_factory(Factory::new(family, drops.clone()));
             }
             (family, options)
         };

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{
-    Batch, DropRules, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
+    Batch, DropRules, Durability, Engine, EngineStats, Family, KeepRows, MemoryEngine, StagedName, Staging,
+    View,
 };
 use crate::types::{Error, KeyRange, Result};
 
@@ -164,6 +165,10 @@ impl Engine for CutEngine {
 
     fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
         self.inner.set_drop_rules(rules);
+    }
+
+    fn keep_rows(&self) -> KeepRows {
+        self.inner.keep_rows()
     }
 
     fn compact_all(&self) -> Result<()> {

@@ -6,12 +6,14 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 
 use super::cut_engine::{CutEngine, Event, acknowledged, rebuild};
 use super::{apply, descriptor, put_entry, rows, shared};
-use crate::engine::{Batch, Durability, Engine, Family, MemoryEngine, RocksEngine, RocksOptions, Row};
+use crate::engine::{
+    Batch, DropRule, DropRules, Durability, Engine, Family, MemoryEngine, RocksEngine, RocksOptions, Row,
+};
 use crate::raft::{
     AppliedRecord, LogWriter, ReplicaMachine, SnapshotData, SnapshotPart, SnapshotReceiver,
     create_empty_replica, create_group, list_groups, recover,
 };
-use crate::types::{ErrorKind, KeyRange, ShardId};
+use crate::types::{Direction, ErrorKind, KeyRange, ShardId};
 
 type Rows = Vec<(Family, Vec<Row>)>;
 
@@ -237,4 +239,36 @@ async fn a_snapshot_is_not_sent_under_a_leader_older_than_what_it_holds() {
     assert_eq!(error.expect_err("a later leader's entry").kind, ErrorKind::Unavailable);
     assert_eq!(parts, 0);
     source.stream(Some(newer), |_| Ok(())).expect("under its own leader");
+}
+
+/// Drops every row.
+struct DropAll;
+
+impl DropRules for DropAll {
+    fn begin(&self, _family: Family) -> Option<DropRule> {
+        Some(Box::new(|_, _| true))
+    }
+}
+
+#[tokio::test]
+async fn compaction_takes_nothing_from_a_snapshot_that_is_being_sent() {
+    let dir = tempfile::tempdir().expect("makes a directory");
+    let rocks = RocksEngine::open(dir.path(), &RocksOptions::default()).expect("opens");
+    let engine = shared(rocks);
+    let mut machine = replica(&engine, 30).await;
+    let whole = parts(&mut machine).await;
+    let snapshot = machine.get_current_snapshot().await.expect("reads").expect("was built");
+    let SnapshotData::Source(source) = snapshot.snapshot else { panic!("a replica sends a source") };
+    engine.set_drop_rules(Arc::new(DropAll));
+    let mut sent = Vec::new();
+    source
+        .stream(None, |part| {
+            sent.push(part);
+            engine.compact_all()
+        })
+        .expect("streams");
+    assert_eq!(sent, whole);
+    // Sent, it keeps nothing: the rows go, which shows that the rule was in force.
+    engine.compact_all().expect("compacts");
+    assert!(engine.view().scan(Family::Current, &KeyRange::all(), Direction::Forward).next().is_none());
 }

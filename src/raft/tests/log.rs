@@ -10,7 +10,8 @@ use openraft::type_config::TypeConfigExt;
 
 use super::{log_id, put_entry, shared};
 use crate::engine::{
-    Batch, DropRules, Durability, Engine, EngineStats, Family, MemoryEngine, StagedName, Staging, View,
+    Batch, DropRules, Durability, Engine, EngineStats, Family, KeepRows, MemoryEngine, StagedName, Staging,
+    View,
 };
 use crate::raft::entry::counted_bytes;
 use crate::raft::{Entry, LogStore, LogWriter, TypeConfig, Vote, create_group};
@@ -57,6 +58,10 @@ impl Engine for FailingEngine {
 
     fn set_drop_rules(&self, rules: Arc<dyn DropRules>) {
         self.inner.set_drop_rules(rules);
+    }
+
+    fn keep_rows(&self) -> KeepRows {
+        self.inner.keep_rows()
     }
 
     fn compact_all(&self) -> Result<()> {
