@@ -10,8 +10,8 @@ use crate::codec::keyspace;
 use crate::engine::Overlay;
 use crate::mvcc::{self, Version};
 use crate::types::{
-    Decision, KeyRange, Operation, Outcome, Refusal, RequestId, Result, Timestamp, TxnCommand, TxnWrite,
-    limits,
+    Decision, KeyRange, Operation, Outcome, Refusal, RequestId, Result, Timestamp, TxnCommand, TxnId,
+    TxnWrite, limits,
 };
 
 /// Who asks, at which timestamp, and what a shard knows besides its rows: what every operation needs to
@@ -28,6 +28,8 @@ pub(super) struct Context<'s> {
     pub counts: Counts,
     /// The shard's range.
     pub range: &'s KeyRange,
+    /// Whose locks don't stand in its way: only a prepare may come again over its own.
+    pub passes: Option<TxnId>,
 }
 
 impl Context<'_> {
@@ -111,7 +113,9 @@ fn apply_command(state: &mut State, overlay: &mut Overlay<'_>, command: &Command
     let State { descriptor, safe_point, counts, .. } = state;
     let range = &descriptor.range;
     let (id, timestamp, safe_point) = (command.id, command.timestamp, *safe_point);
-    let context = Context { id, timestamp, safe_point, counts: *counts, range };
+    let prepares = matches!(command.operation, Operation::Txn(TxnCommand::Prepare { .. }));
+    let passes = prepares.then_some(id);
+    let context = Context { id, timestamp, safe_point, counts: *counts, range, passes };
     if let Some(refusal) = refuse(context, &command.operation) {
         return Ok(Outcome::Refused(refusal));
     }

@@ -255,7 +255,8 @@ pub(super) enum Access<'k> {
     Range(&'k KeyRange),
 }
 
-/// A lock of another transaction that excludes the access. Costs nothing while the shard has no locks that
+/// A lock that excludes the access: another transaction's, and of whatever is no prepare also its own id's, which
+/// somebody has used twice. Costs nothing while the shard has no locks that
 /// could.
 pub(super) fn excluding(view: &dyn View, context: Context<'_>, access: Access<'_>) -> Result<Option<Lock>> {
     let counts = context.counts;
@@ -290,7 +291,7 @@ fn written(view: &dyn View, context: Context<'_>, key: &[u8]) -> Result<Option<H
     if context.counts.write_locks() == 0 {
         return Ok(None);
     }
-    Ok(write_lock(view, key)?.filter(|held| held.txn != context.id))
+    Ok(write_lock(view, key)?.filter(|held| context.passes != Some(held.txn)))
 }
 
 fn foreign(
@@ -300,7 +301,7 @@ fn foreign(
 ) -> Result<Option<Held>> {
     for held in locks {
         let held = held?;
-        if held.txn != context.id && excludes(&held) {
+        if context.passes != Some(held.txn) && excludes(&held) {
             return Ok(Some(held));
         }
     }
