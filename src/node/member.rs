@@ -72,8 +72,9 @@ impl Member {
         let oracle = Arc::new(OracleClient::new(&host, node));
         let timestamps = Timestamps::start(oracle.clone());
         let replicas = Arc::new(Replicas::default());
+        let stopping = CancellationToken::new();
         let member = Arc::new_cyclic(|member| {
-            let router = Router::new(member.clone());
+            let router = Router::new(member.clone(), stopping.clone());
             let dispatcher = Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone(), router);
             Self {
                 cluster,
@@ -85,7 +86,7 @@ impl Member {
                 replicas,
                 floors: floors.clone(),
                 dispatcher: Arc::new(dispatcher),
-                stopping: CancellationToken::new(),
+                stopping: stopping.clone(),
             }
         });
         member.answer_calls();
@@ -93,10 +94,12 @@ impl Member {
             member.add_replica(group);
         }
         member.stand_where_sensible().await;
-        tokio::spawn(registrar::run(Arc::downgrade(&member), member.stopping.clone()));
-        tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, member.stopping.clone()));
-        let router = Router::new(Arc::downgrade(&member));
-        tokio::spawn(txn::run_recovery(Arc::downgrade(&member), router, member.stopping.clone()));
+        tokio::spawn(registrar::run(Arc::downgrade(&member), stopping.clone()));
+        tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, stopping.clone()));
+        tokio::spawn(txn::run_recovery(
+            Arc::downgrade(&member),
+            Router::new(Arc::downgrade(&member), stopping),
+        ));
         Ok(member)
     }
 

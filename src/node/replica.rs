@@ -17,6 +17,9 @@ use crate::types::{
     Result, Timestamp, TxnCommand, TxnId, TxnStatus, limits,
 };
 
+/// The part of a commit's time that is left for the answer that a lock stands in its way.
+const ANSWER_PART: u32 = 4;
+
 /// Finds a node's address.
 pub type Resolve = Arc<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>;
 
@@ -70,42 +73,60 @@ impl Replica {
     pub async fn execute(&self, id: RequestId, operation: Operation, deadline: Instant) -> Result<Outcome> {
         loop {
             match self.sequencer.execute(id, operation.clone(), deadline).await? {
-                Outcome::Refused(Refusal::Locked(lock)) => self.wait_for_release(&lock, deadline).await?,
+                Outcome::Refused(Refusal::Locked(lock)) => {
+                    if !self.wait_for_release(&lock, deadline).await? {
+                        return Err(Error::new(
+                            ErrorKind::Conflict,
+                            format!(
+                                "transaction {} has held a lock since {} and did not release it before the deadline: \
+                                 nothing was done; try again",
+                                lock.txn, lock.prepare_ts
+                            ),
+                        ));
+                    }
+                }
                 outcome => return Ok(outcome),
             }
         }
     }
 
-    /// Executes a command of a transaction's commit.
+    /// Executes a command of a transaction's commit. Where a lock stands in its way for most of the time until the
+    /// deadline, that is its outcome: its coordinator can tell its client which.
     ///
     /// # Errors
     ///
-    /// See [`execute`](Self::execute).
+    /// Those of the sequencer.
     pub async fn execute_txn(&self, txn: TxnId, command: TxnCommand, deadline: Instant) -> Result<Outcome> {
-        self.execute(txn, Operation::Txn(command), deadline).await
+        let operation = Operation::Txn(command);
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        let until = deadline - time_left / ANSWER_PART;
+        loop {
+            match self.sequencer.execute(txn, operation.clone(), deadline).await? {
+                Outcome::Refused(Refusal::Locked(lock)) => {
+                    if !self.wait_for_release(&lock, until).await? {
+                        return Ok(Outcome::Refused(Refusal::Locked(lock)));
+                    }
+                }
+                outcome => return Ok(outcome),
+            }
+        }
     }
 
-    async fn wait_for_release(&self, lock: &Lock, deadline: Instant) -> Result<()> {
+    /// Whether the lock is worth another try before the deadline: it was released, or somebody else led meanwhile.
+    async fn wait_for_release(&self, lock: &Lock, deadline: Instant) -> Result<bool> {
         let mut place = self.locks.join(lock.txn);
         // It may have gone between the command's apply and now.
         if shard::lock_of(&*self.group.replica().view()?, &lock.key, lock.txn)?.is_none() {
-            return Ok(());
+            return Ok(true);
         }
         let mut leadership = self.group.watch_leadership();
         let token = leadership.borrow().token();
         // Another leadership of this node counts too: what it was led by meanwhile may have released the lock.
         let deposed = leadership.wait_for(|now| now.token() != token);
         tokio::select! {
-            () = place.released() => Ok(()),
-            _ = deposed => Ok(()),
-            () = tokio::time::sleep_until(deadline) => Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "transaction {} has held a lock since {} and did not release it before the deadline: nothing was \
-                     done; try again",
-                    lock.txn, lock.prepare_ts
-                ),
-            )),
+            () = place.released() => Ok(true),
+            _ = deposed => Ok(true),
+            () = tokio::time::sleep_until(deadline) => Ok(false),
         }
     }
 

@@ -53,17 +53,19 @@ pub fn lock_of(view: &dyn View, key: &[u8], id: TxnId) -> Result<Option<Timestam
 }
 
 /// Locks in a range of internal keys that were taken before `before`, in key order, one for each
-/// transaction, at most `limit`: what a leader recovers unasked (rules R5 and R11). Those of ranges too.
+/// transaction that is not `known`, at most `limit`: what a leader recovers unasked (rules R5 and R11). Those of
+/// ranges too.
 pub fn expired_locks(
     view: &dyn View,
     range: &KeyRange,
     before: Timestamp,
     limit: usize,
+    known: impl Fn(TxnId) -> bool,
 ) -> Result<Vec<Lock>> {
     let mut expired: Vec<Lock> = Vec::new();
     for held in lock::scan(view, range, Direction::Forward) {
         let held = held?;
-        if held.prepare_ts < before && expired.iter().all(|lock| lock.txn != held.txn) {
+        if held.prepare_ts < before && !known(held.txn) && expired.iter().all(|lock| lock.txn != held.txn) {
             if expired.len() >= limit {
                 break;
             }
@@ -86,10 +88,14 @@ pub struct Unfinished {
     pub spans: Vec<KeyRange>,
 }
 
-/// The COMMITTED records with a primary in a range of internal keys, in key order, at most `limit`: what a
-/// new leader finishes and forgets (rules R7 and R11). Go on from the last one's primary, with what is known
-/// already left out. Walks over all markers of the range: ask only where `State.counts.committed` is not 0.
-pub fn unfinished(view: &dyn View, range: &KeyRange, limit: usize) -> Result<Vec<Unfinished>> {
+/// The COMMITTED records with a primary in a range of internal keys, in key order, without those of
+/// transactions that are `known`, at most `limit`: what a new leader finishes and forgets (rules R7 and R11). Walks over all markers of the range: ask only where `State.counts.committed` is not 0.
+pub fn unfinished(
+    view: &dyn View,
+    range: &KeyRange,
+    limit: usize,
+    known: impl Fn(TxnId) -> bool,
+) -> Result<Vec<Unfinished>> {
     let mut found = Vec::new();
     for row in view.scan(Family::Txn, &mvcc::family_range(Family::Txn, range), Direction::Forward) {
         let (row, value) = row?;
@@ -102,6 +108,9 @@ pub fn unfinished(view: &dyn View, range: &KeyRange, limit: usize) -> Result<Vec
             let (primary, txn) = record::parse_key(&row).ok_or_else(|| {
                 Error::corrupt(format!("the row {} is not that of a transaction", hex::encode(&row)))
             })?;
+            if known(txn) {
+                continue;
+            }
             found.push(Unfinished { txn, primary, commit_ts, spans });
         }
     }

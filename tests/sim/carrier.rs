@@ -99,8 +99,8 @@ impl World {
     pub fn look_after(&mut self, shard: usize, before: Timestamp) {
         let leader = self.shards[shard].leading();
         let range = self.shards[shard].range();
-        let expired = shard::expired_locks(leader.view(), range, before, 10).expect("locks");
-        let unfinished = shard::unfinished(leader.view(), range, 10).expect("records");
+        let expired = shard::expired_locks(leader.view(), range, before, 10, |_| false).expect("locks");
+        let unfinished = shard::unfinished(leader.view(), range, 10, |_| false).expect("records");
         for lock in expired {
             self.recover(&lock);
         }

@@ -20,17 +20,28 @@ const RESEND_MAX: Duration = Duration::from_millis(500);
 pub trait Machine {
     /// Tells it what came of an action.
     fn on(&mut self, event: Event, actions: &mut Vec<Action>);
+
+    /// Whether something waits to be sent again.
+    fn waits(&self) -> bool;
 }
 
 impl Machine for Coordinator {
     fn on(&mut self, event: Event, actions: &mut Vec<Action>) {
         Coordinator::on(self, event, actions);
     }
+
+    fn waits(&self) -> bool {
+        Coordinator::waits(self)
+    }
 }
 
 impl Machine for Recovery {
     fn on(&mut self, event: Event, actions: &mut Vec<Action>) {
         Recovery::on(self, event, actions);
+    }
+
+    fn waits(&self) -> bool {
+        Recovery::waits(self)
     }
 }
 
@@ -42,7 +53,7 @@ pub struct Patience {
     pub end: Instant,
 }
 
-/// Runs a machine until it has nothing left to do. `acknowledge` is told its verdict, at most once.
+/// Runs a machine until it has nothing left to do, or the node stops. `acknowledge` is told its verdict, at most once.
 pub async fn drive<M: Machine>(
     router: &Router,
     txn: TxnId,
@@ -70,21 +81,25 @@ pub async fn drive<M: Machine>(
             () = sleep_until(resend_at.unwrap_or(patience.end)), if resend_at.is_some() => Event::Resend,
             () = sleep_until(patience.give_up), if !given_up => Event::GiveUp,
             () = sleep_until(patience.end) => return,
+            () = router.stopping().cancelled() => return,
         };
         match &event {
-            Event::Failed { .. }
-            | Event::Moved { .. }
-            | Event::Outcome { outcome: Outcome::Refused(_), .. } => {
-                resend_at.get_or_insert_with(|| Instant::now() + pause);
-            }
             Event::Resend => {
                 resend_at = None;
                 pause = (pause * 2).min(RESEND_MAX);
             }
             Event::GiveUp => given_up = true,
+            Event::Failed { .. }
+            | Event::Moved { .. }
+            | Event::Outcome { outcome: Outcome::Refused(_), .. } => {}
             _ => pause = RESEND_MIN,
         }
         machine.on(event, &mut actions);
+        if machine.waits() {
+            resend_at.get_or_insert_with(|| Instant::now() + pause);
+        } else {
+            resend_at = None;
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::drive::{Patience, drive};
 use super::router::Router;
@@ -26,7 +25,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a leader walks over its records, besides once at the start of its leadership: the coordinators of this
 /// node finish what they can themselves.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(10);
-/// The most transactions that one look at a shard takes up.
+/// The most transactions that one look at a shard takes up, besides those that are being recovered already.
 const MAX_FOUND: usize = 256;
 /// Recoveries of this node at once.
 const MAX_RECOVERIES: usize = 64;
@@ -34,7 +33,8 @@ const MAX_RECOVERIES: usize = 64;
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Looks after the shards that this node leads, until it stops.
-pub async fn run(member: Weak<Member>, router: Router, stopping: CancellationToken) {
+pub async fn run(member: Weak<Member>, router: Router) {
+    let stopping = router.stopping().clone();
     let mut recoveries = Recoveries {
         router,
         running: Arc::default(),
@@ -73,25 +73,38 @@ impl Recoveries {
         let now = member.timestamps().take(1).await?;
         let before = Timestamp::from_ms(now.ms().saturating_sub(limits::LOCK_TTL_MS));
         for replica in led {
-            let records = self.records_are_due(&replica);
-            for (txn, found) in find(&replica, before, records).await? {
-                self.begin(txn, found).await?;
+            // One shard whose replica is being replaced must not keep the others from it.
+            if let Err(error) = self.look_at(&replica, before).await {
+                tracing::debug!(shard = %replica.group().id(), %error, "could not look through it; trying again");
             }
         }
         Ok(())
     }
 
-    fn records_are_due(&mut self, replica: &Replica) -> bool {
+    async fn look_at(&mut self, replica: &Arc<Replica>, before: Timestamp) -> Result<()> {
         let group = replica.group();
         let leadership = group.leadership().token();
-        let due = match self.walked.get(&group.id()) {
-            Some((walked, at)) => *walked != leadership || at.elapsed() >= RECORDS_INTERVAL,
-            None => true,
-        };
+        let due = self.records_are_due(group.id(), leadership);
+        let records = due && group.state().counts.committed > 0;
+        let locks = group.state().counts.locks > 0;
+        if !records && !locks {
+            return Ok(());
+        }
+        let running = self.running.lock().clone();
+        for (txn, found) in find(replica, before, records, running).await? {
+            self.begin(txn, found).await?;
+        }
         if due {
             self.walked.insert(group.id(), (leadership, Instant::now()));
         }
-        due && group.state().counts.committed > 0
+        Ok(())
+    }
+
+    fn records_are_due(&self, shard: ShardId, leadership: Option<Token>) -> bool {
+        match self.walked.get(&shard) {
+            Some((walked, at)) => *walked != leadership || at.elapsed() >= RECORDS_INTERVAL,
+            None => true,
+        }
     }
 
     async fn begin(&self, txn: TxnId, found: Found) -> Result<()> {
@@ -147,17 +160,24 @@ impl Found {
 
 /// The transactions with a lock in the shard that is older than `before`; with `records`, also those with a
 /// COMMITTED record there.
-async fn find(replica: &Arc<Replica>, before: Timestamp, records: bool) -> Result<HashMap<TxnId, Found>> {
+async fn find(
+    replica: &Arc<Replica>,
+    before: Timestamp,
+    records: bool,
+    running: HashSet<TxnId>,
+) -> Result<HashMap<TxnId, Found>> {
     let group = replica.group().clone();
     let search = move || -> Result<HashMap<TxnId, Found>> {
         let range = group.state().descriptor.range.clone();
         let replica = group.replica();
         let view = replica.view()?;
         let mut found = HashMap::new();
-        for lock in shard::expired_locks(&*view, &range, before, MAX_FOUND)? {
+        let known = |txn: TxnId| running.contains(&txn);
+        for lock in shard::expired_locks(&*view, &range, before, MAX_FOUND, known)? {
             found.entry(lock.txn).or_insert(Found::Lock(lock));
         }
-        let unfinished = if records { shard::unfinished(&*view, &range, MAX_FOUND)? } else { Vec::new() };
+        let unfinished =
+            if records { shard::unfinished(&*view, &range, MAX_FOUND, known)? } else { Vec::new() };
         for record in unfinished {
             found.insert(record.txn, Found::Committed(record));
         }

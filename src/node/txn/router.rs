@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::wire::{self, Answer, Ask, Call};
 use crate::codec;
@@ -33,6 +34,7 @@ pub struct Router {
     member: Weak<Member>,
     /// Kibibytes of commits whose coordinators run here, also after their clients have gone.
     commits_kib: Arc<Semaphore>,
+    stopping: CancellationToken,
 }
 
 /// The most that the commits under way on a node may hold.
@@ -40,8 +42,13 @@ const COMMITS_KIB: usize = 256 * 1024;
 
 impl Router {
     /// A router of a member. It holds the member weakly: the member's own tasks use it.
-    pub fn new(member: Weak<Member>) -> Self {
-        Self { member, commits_kib: Arc::new(Semaphore::new(COMMITS_KIB)) }
+    pub fn new(member: Weak<Member>, stopping: CancellationToken) -> Self {
+        Self { member, commits_kib: Arc::new(Semaphore::new(COMMITS_KIB)), stopping }
+    }
+
+    /// Cancelled when the node stops: what is under way is left to those who recover it.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
     }
 
     /// Room for a commit of so many bytes, until it is dropped.

@@ -133,8 +133,9 @@ impl Shards {
             let reads = locks.iter().filter(|held| held.kind == Kind::Read).count();
             (locks.len() as u64, reads as u64, ranges as u64)
         });
-        let committed =
-            self.engines.on_both(|engine| shard::unfinished(engine.view().as_ref(), range, usize::MAX));
+        let committed = self
+            .engines
+            .on_both(|engine| shard::unfinished(engine.view().as_ref(), range, usize::MAX, |_| false));
         let committed = committed.expect("reads").len() as u64;
         assert_eq!(state.counts, Counts { locks, read_locks, range_locks, committed });
     }
@@ -499,9 +500,9 @@ impl Shards {
         let mut out = String::new();
         for state in &self.states {
             let range = &state.descriptor.range;
-            let locks = self
-                .engines
-                .on_both(|engine| shard::expired_locks(engine.view().as_ref(), range, before, limit))?;
+            let locks = self.engines.on_both(|engine| {
+                shard::expired_locks(engine.view().as_ref(), range, before, limit, |_| false)
+            })?;
             for lock in locks {
                 writeln!(out, "{} {}", show(&lock.key), self.show_lock(&lock))?;
             }
