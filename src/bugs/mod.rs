@@ -1,7 +1,8 @@
-//! Floor 0: known bugs that the simulation switches on, to see that it would find them.
+//! Floor 0: known bugs that tests switch on, to see that they would find them.
 //!
-//! Compiled in only with the feature `sim-bugs`. Without it [`on`] is the constant `false`, and nothing of
-//! a bug is left in the program.
+//! The simulation switches one on in a thread; a node of a test build that is started with `KVORUM_BUG=NAME` has it from
+//! its start. Compiled in only with the feature `sim-bugs`. Without it [`on`] is the constant `false`, and nothing of a
+//! bug is left in the program.
 
 /// A bug, named after what is wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,11 +40,18 @@ pub enum Bug {
     StaleLeadership,
     /// A commit that is given up is said to be aborted, without a marker that makes it so.
     GivenUpIsAborted,
+    /// What a replica promised to keep is not synced before it is answered.
+    AcknowledgeBeforeSync,
+    /// A leader answers reads for as long as it believes that it leads, and a replica that was started again votes
+    /// at once, whatever it promised before.
+    LeaseReadWithoutGuards,
+    /// A replica that does not lead answers reads from what it has applied.
+    FollowerReadWithoutReadIndex,
 }
 
 impl Bug {
-    /// All of them.
-    pub const ALL: [Bug; 16] = [
+    /// Those of the machines, which the simulation runs.
+    pub const IN_MACHINES: [Bug; 16] = [
         Self::ReadLocksIgnored,
         Self::RangeLocksIgnored,
         Self::OneLockPerKey,
@@ -61,13 +69,26 @@ impl Bug {
         Self::StaleLeadership,
         Self::GivenUpIsAborted,
     ];
+
+    /// Those of a node's edges, which only real nodes have.
+    pub const IN_EDGES: [Bug; 3] =
+        [Self::AcknowledgeBeforeSync, Self::LeaseReadWithoutGuards, Self::FollowerReadWithoutReadIndex];
+
+    /// The bug of a name, as it stands here.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Bug> {
+        Self::IN_MACHINES.into_iter().chain(Self::IN_EDGES).find(|bug| format!("{bug:?}") == name)
+    }
 }
 
 #[cfg(feature = "sim-bugs")]
 mod switch {
     use std::cell::Cell;
+    use std::sync::OnceLock;
 
     use super::Bug;
+
+    static IN_PROCESS: OnceLock<Bug> = OnceLock::new();
 
     thread_local! {
         static ON: Cell<Option<Bug>> = const { Cell::new(None) };
@@ -78,15 +99,20 @@ mod switch {
         ON.set(bug);
     }
 
-    /// Whether the bug is switched on in this thread.
+    /// Switches one bug on in the whole process, for good; the first one stays.
+    pub fn set_for_process(bug: Bug) {
+        let _ = IN_PROCESS.set(bug);
+    }
+
+    /// Whether the bug is switched on, in this thread or in the process.
     #[must_use]
     pub fn on(bug: Bug) -> bool {
-        ON.get() == Some(bug)
+        ON.get() == Some(bug) || IN_PROCESS.get() == Some(&bug)
     }
 }
 
 #[cfg(feature = "sim-bugs")]
-pub use switch::{on, set};
+pub use switch::{on, set, set_for_process};
 
 /// Whether the bug is switched on: never, in a build like this.
 #[cfg(not(feature = "sim-bugs"))]

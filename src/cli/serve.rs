@@ -139,6 +139,7 @@ fn read_file(path: &Path) -> Result<File, Failure> {
 pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let settings = Settings::new(&args, file)?;
+    order_bug()?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     if args.stop_on_stdin_eof {
@@ -162,6 +163,34 @@ pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
     stopped?;
     tracing::info!("stopped");
     Ok(Done::Ok)
+}
+
+/// Switches on the bug that `KVORUM_BUG` names: in a build that has them, for tests that must find it.
+#[cfg(feature = "sim-bugs")]
+fn order_bug() -> Result<()> {
+    use crate::bugs::{self, Bug};
+    let Some(name) = std::env::var("KVORUM_BUG").ok().filter(|name| !name.is_empty()) else { return Ok(()) };
+    let bug = Bug::named(&name).ok_or_else(|| {
+        Error::invalid(format!(
+            "KVORUM_BUG={name}: there is no such bug; there are {:?} and {:?}",
+            Bug::IN_MACHINES,
+            Bug::IN_EDGES
+        ))
+    })?;
+    tracing::warn!(?bug, "this node has a bug, as a test asked for: it must keep nobody's data");
+    bugs::set_for_process(bug);
+    Ok(())
+}
+
+/// Refuses a bug that this build does not have: a test that believes it is switched on would prove nothing.
+#[cfg(not(feature = "sim-bugs"))]
+fn order_bug() -> Result<()> {
+    match std::env::var("KVORUM_BUG") {
+        Ok(name) if !name.is_empty() => Err(Error::invalid(format!(
+            "KVORUM_BUG={name}: this build has no bugs to switch on; build it with --features sim-bugs"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The node's status for the gateway, which answers before the node has started: `/healthz` is about the process.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::lock_queue::LockQueue;
 use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
+use crate::bugs::{self, Bug};
 use crate::mvcc::Floors;
 use crate::raft::{self, Group, Leadership};
 use crate::shard::{self, Fates, Look, Page, PageLook, PageRequest};
@@ -264,7 +265,11 @@ impl Replica {
     /// Waits for the batches that a read must see, then makes sure that this replica still leads: no other
     /// leader can have acknowledged anything that this one has not applied.
     async fn serve(&self, wait: super::barrier::Wait, deadline: Instant) -> Result<()> {
-        self.check_leads()?;
+        let leads = self.check_leads();
+        if bugs::on(Bug::FollowerReadWithoutReadIndex) && leads.is_err() {
+            return Ok(());
+        }
+        leads?;
         wait.wait(deadline).await?;
         match tokio::time::timeout_at(deadline, self.group.ensure_leader()).await {
             Ok(Ok(_)) => Ok(()),

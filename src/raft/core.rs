@@ -24,6 +24,7 @@ use super::transfer::Courier;
 use super::transport::Transport;
 use super::wakefulness::Wakefulness;
 use super::{Timing, TypeConfig};
+use crate::bugs::{self, Bug};
 use crate::engine::SharedEngine;
 use crate::types::{Error, NodeId, Result, ShardId};
 
@@ -94,7 +95,7 @@ impl Core {
         let (replica, log) = (machine.replica(), log_store.log());
         let machine_gone = machine.gone();
         let gate = Gate::at_start(
-            log.state.lock().vote.is_some(),
+            log.state.lock().vote.is_some() && !bugs::on(Bug::LeaseReadWithoutGuards),
             only_voter,
             tokio::time::Instant::now(),
             env.timing.election_max,
@@ -142,7 +143,8 @@ impl Core {
         let token = leading_token(&metrics)?;
         // When the messages were sent that a quorum has answered.
         let trusted = env.lease_trusted_for();
-        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < trusted);
+        let fresh = metrics.last_quorum_acked.is_some_and(|sent| sent.elapsed() < trusted)
+            || bugs::on(Bug::LeaseReadWithoutGuards);
         // The only voter of a group needs nobody's word.
         let sets = metrics.membership_config.membership().get_joint_config();
         let alone = || sets.iter().all(|set| set.len() == 1 && set.contains(&env.own));

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::TypeConfig;
 use super::log_reader::Log;
+use crate::bugs::{self, Bug};
 use crate::engine::{Batch, Durability, SharedEngine};
 use crate::types::{Error, Result};
 
@@ -221,6 +222,7 @@ impl Worker {
 
     fn write_batch(&self, batch: Batch, sync: bool, entries: u64) -> Result<()> {
         let bytes = batch.size_bytes() as u64;
+        let sync = sync && !bugs::on(Bug::AcknowledgeBeforeSync);
         let durability = if sync { Durability::Synced } else { Durability::Buffered };
         self.engine.write(batch, durability)?;
         self.stats.batches.fetch_add(1, Ordering::Relaxed);
