@@ -48,7 +48,7 @@ struct Stored {
 ///
 /// `Corrupt` where the file is damaged, of an unknown format, or where the store beside it is gone.
 pub fn open(data_dir: &Path) -> Result<Identity> {
-    fs::create_dir_all(data_dir).map_err(|error| io_error("make the data directory", data_dir, &error))?;
+    make_durably(data_dir).map_err(|error| io_error("make the data directory", data_dir, &error))?;
     let path = data_dir.join(FILE_NAME);
     let store_exists = store_dir(data_dir).exists();
     let text = match fs::read_to_string(&path) {
@@ -134,6 +134,18 @@ pub fn write_whole<T: Serialize>(directory: &Path, name: &str, content: &T) -> R
         File::open(directory)?.sync_all()
     };
     written().map_err(|error| io_error("write", &path, &error))
+}
+
+/// Makes a directory where there is none, and keeps its name: one that a power cut takes away takes all in it along.
+fn make_durably(directory: &Path) -> std::io::Result<()> {
+    let to_make =
+        directory.ancestors().take_while(|part| !part.as_os_str().is_empty() && !part.exists()).count();
+    fs::create_dir_all(directory)?;
+    fs::canonicalize(directory)?
+        .ancestors()
+        .skip(1)
+        .take(to_make)
+        .try_for_each(|above| File::open(above)?.sync_all())
 }
 
 fn io_error(what: &str, path: &Path, error: &std::io::Error) -> Error {

@@ -16,7 +16,7 @@ use super::replica::{Replica, Resolve};
 use super::sequencer::Admission;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
-use super::{NodeConfig, cluster_map, gc, registrar};
+use super::{NodeConfig, cluster_map, gc, handover, registrar};
 use crate::engine::SharedEngine;
 use crate::mvcc::Floors;
 use crate::raft::{Group, Host, HostConfig};
@@ -248,8 +248,9 @@ impl Member {
         cluster_map::read(self).await
     }
 
-    /// Stops the groups, and writes everything to disk.
+    /// Hands over what this node leads, stops the groups, and writes everything to disk.
     pub async fn shutdown(&self) -> Result<()> {
+        handover::hand_over_all(&self.host, self.record.id).await;
         self.stopping.cancel();
         self.host.shutdown().await
     }

@@ -14,6 +14,7 @@ mod embedded;
 mod failpoint;
 mod forming;
 mod gc;
+mod handover;
 mod identity;
 mod link;
 mod lock_queue;

@@ -195,14 +195,18 @@ async fn nodes_that_are_stopped_under_load_end_well_and_lose_nothing() {
         }
     };
     let nodes = &mut cluster.nodes;
+    let mut handed_over = 0;
     let stopped = async {
         for node in nodes.iter_mut() {
             assert_clean(node.terminate().await);
+            handed_over += usize::from(node.log().contains("handed over what this node led"));
             node.start();
             node.wait_state("serving").await;
         }
     };
     tokio::join!(written, stopped);
+    // One after the other, so that who leads anything has somebody to give it to.
+    assert!(handed_over > 0, "no node handed over what it led");
     cluster.wait_serving().await;
     cluster.wait_equal().await;
     let rows = cluster.replica_rows(0).await;
