@@ -1,0 +1,353 @@
+//! The search for an order: Wing and Gong's, with Lowe's memory.
+//!
+//! The events of the operations that are not in the order yet stand in a linked list. Those invoked before the
+//! first completion of the list may come next. After each choice the pair of what is in the order and what the
+//! register holds is remembered, so that it is not tried again. On top of that:
+//!
+//! - A read that may come next and sees what the register holds comes next: it changes nothing.
+//! - A write whose value nobody needs any more is *silent*. Silent writes that may come next are put just
+//!   before the next other write, for which they make no difference.
+//! - A value that is overwritten while somebody still needs it, and that nobody can write again, ends the try.
+
+use std::collections::HashSet;
+
+use super::model::{Action, NIL, Register, Step, ValueId};
+
+/// The last steps of an order that are kept for an explanation.
+const KEPT: usize = 6;
+
+/// How a search ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// There is an order.
+    Linearizable,
+    /// There is none; this is the furthest that one gets.
+    Stuck(Stuck),
+    /// There were more states than allowed.
+    Bound,
+}
+
+/// The longest order of certain operations that was found, and what comes after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stuck {
+    /// How many certain operations are in it.
+    pub certain: usize,
+    /// Its last steps.
+    pub last: Vec<usize>,
+    /// What the register holds after it.
+    pub state: ValueId,
+    /// The step that must come before anything that was invoked later, and cannot.
+    pub blocked: usize,
+    /// Steps that could come next as to real time, the blocked one among them.
+    pub open: Vec<usize>,
+}
+
+/// How a search ended, and what it took.
+#[derive(Clone, Debug)]
+pub(super) struct SearchResult {
+    pub outcome: Outcome,
+    pub states: usize,
+}
+
+/// Looks for an order, keeping `max_states` states at most.
+pub(super) fn search(register: &Register, max_states: usize) -> SearchResult {
+    let mut search = Search::new(register);
+    let mut seen: HashSet<(u128, ValueId)> = HashSet::new();
+    let mut frames: Vec<Frame> = Vec::new();
+    let mut best: Option<Stuck> = None;
+    search.take_reads();
+    loop {
+        if search.certain_left == 0 {
+            return SearchResult { outcome: Outcome::Linearizable, states: seen.len() };
+        }
+        if seen.len() >= max_states {
+            return SearchResult { outcome: Outcome::Bound, states: seen.len() };
+        }
+        if seen.insert(search.fingerprint()) {
+            if best.as_ref().is_none_or(|best| best.certain < search.certain_taken()) {
+                best = search.stuck();
+            }
+            frames.push(Frame {
+                taken: search.order.len(),
+                state: search.state,
+                choices: search.choices(),
+                next: 0,
+            });
+        }
+        loop {
+            let Some(frame) = frames.last_mut() else {
+                let outcome = Outcome::Stuck(best.unwrap_or_default());
+                return SearchResult { outcome, states: seen.len() };
+            };
+            search.undo(frame.taken, frame.state);
+            match frame.choices.get(frame.next) {
+                None => {
+                    frames.pop();
+                }
+                Some(choice) => {
+                    frame.next += 1;
+                    if search.choose(*choice) {
+                        search.take_reads();
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A state to come back to, and what is still to be tried there.
+struct Frame {
+    taken: usize,
+    state: ValueId,
+    choices: Vec<Choice>,
+    next: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    /// This step; before a write, also all silent writes.
+    Step(usize),
+    /// All silent writes.
+    Silent,
+}
+
+/// Before the first event of the list.
+const HEAD: usize = 0;
+
+/// What is in the order, and what is not yet. The invocation of step `i` is event `2 i + 1`, its completion
+/// event `2 i + 2`.
+struct Search<'a> {
+    steps: &'a [Step],
+    next: Vec<usize>,
+    previous: Vec<usize>,
+    /// Steps in the order.
+    order: Vec<usize>,
+    /// The sum of the random numbers of the steps in the order: two sets have the same with a chance of
+    /// 2^-128.
+    set: u128,
+    state: ValueId,
+    certain: usize,
+    certain_left: usize,
+    observers: Vec<u32>,
+    producers: Vec<u32>,
+    maybe_observed: &'a [bool],
+}
+
+impl<'a> Search<'a> {
+    fn new(register: &'a Register) -> Self {
+        let steps = register.steps.as_slice();
+        let mut events: Vec<(usize, usize)> = Vec::with_capacity(steps.len() * 2);
+        for (place, step) in steps.iter().enumerate() {
+            events.push((step.start, 2 * place + 1));
+            if step.is_certain() {
+                events.push((step.end, 2 * place + 2));
+            }
+        }
+        events.sort_unstable();
+        let mut next = vec![HEAD; 2 * steps.len() + 1];
+        let mut previous = next.clone();
+        let mut last = HEAD;
+        for (_, event) in events {
+            next[last] = event;
+            previous[event] = last;
+            last = event;
+        }
+        next[last] = HEAD;
+        previous[HEAD] = last;
+        let certain = steps.iter().filter(|step| step.is_certain()).count();
+        Search {
+            steps,
+            next,
+            previous,
+            order: Vec::with_capacity(steps.len()),
+            set: 0,
+            state: NIL,
+            certain,
+            certain_left: certain,
+            observers: register.observers.clone(),
+            producers: register.producers.clone(),
+            maybe_observed: &register.maybe_observed,
+        }
+    }
+
+    fn certain_taken(&self) -> usize {
+        self.certain - self.certain_left
+    }
+
+    /// Whether nobody who is not in the order needs this value.
+    fn is_silent(&self, value: ValueId) -> bool {
+        self.observers[value as usize] == 0 && !self.maybe_observed[value as usize]
+    }
+
+    /// What tells this state from others. Values that nobody needs are all alike.
+    fn fingerprint(&self) -> (u128, ValueId) {
+        (self.set, if self.is_silent(self.state) { ValueId::MAX } else { self.state })
+    }
+
+    /// The steps that may come next as to real time.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        let mut event = self.next[HEAD];
+        std::iter::from_fn(move || {
+            let found = (event % 2 == 1).then_some(event / 2)?;
+            event = self.next[event];
+            Some(found)
+        })
+    }
+
+    /// The step of the first completion in the list: it must come before everything invoked after it.
+    fn blocked(&self) -> Option<usize> {
+        let mut event = self.next[HEAD];
+        while event % 2 == 1 {
+            event = self.next[event];
+        }
+        (event != HEAD).then(|| event / 2 - 1)
+    }
+
+    fn stuck(&self) -> Option<Stuck> {
+        Some(Stuck {
+            certain: self.certain_taken(),
+            last: self.order[self.order.len().saturating_sub(KEPT)..].to_vec(),
+            state: self.state,
+            blocked: self.blocked()?,
+            open: self.open().collect(),
+        })
+    }
+
+    /// Puts all reads into the order that may come next and see what the register holds.
+    fn take_reads(&mut self) {
+        let mut before = HEAD;
+        loop {
+            let event = self.next[before];
+            if event.is_multiple_of(2) {
+                return;
+            }
+            if self.steps[event / 2].action == Action::Read(self.state) {
+                self.take(event / 2);
+            } else {
+                before = event;
+            }
+        }
+    }
+
+    /// What can be tried: steps that complete early come first.
+    fn choices(&self) -> Vec<Choice> {
+        let mut silent = false;
+        let mut steps = Vec::new();
+        for place in self.open() {
+            let step = &self.steps[place];
+            match step.action {
+                Action::Read(_) => {}
+                Action::Write(value) if self.is_silent(value) => silent |= step.is_certain(),
+                Action::Write(_) => steps.push(place),
+                Action::Cas(old, _) if old != self.state => {}
+                Action::Cas(_, new) => {
+                    if step.is_certain() || !self.is_silent(new) {
+                        steps.push(place);
+                    }
+                }
+            }
+        }
+        steps.sort_by_key(|place| self.steps[*place].end);
+        steps.into_iter().map(Choice::Step).chain(silent.then_some(Choice::Silent)).collect()
+    }
+
+    /// Puts a choice into the order. False if it cannot lead to an end; then [`Search::undo`] is due.
+    fn choose(&mut self, choice: Choice) -> bool {
+        let before = self.state;
+        match choice {
+            Choice::Silent => self.take_silent(),
+            Choice::Step(place) => {
+                if matches!(self.steps[place].action, Action::Write(_)) {
+                    self.take_silent();
+                }
+                self.take(place);
+            }
+        }
+        let gone = before as usize;
+        before == self.state || self.observers[gone] == 0 || self.producers[gone] > 0
+    }
+
+    /// Puts all silent writes into the order that may come next.
+    fn take_silent(&mut self) {
+        let silent: Vec<usize> = self
+            .open()
+            .filter(|place| {
+                let step = &self.steps[*place];
+                step.is_certain() && matches!(step.action, Action::Write(value) if self.is_silent(value))
+            })
+            .collect();
+        silent.into_iter().for_each(|place| self.take(place));
+    }
+
+    fn take(&mut self, place: usize) {
+        let step = self.steps[place];
+        self.unlink(2 * place + 1);
+        if step.is_certain() {
+            self.unlink(2 * place + 2);
+            self.certain_left -= 1;
+        }
+        self.count(&step, u32::wrapping_sub);
+        match step.action {
+            Action::Read(_) => {}
+            Action::Write(new) | Action::Cas(_, new) => self.state = new,
+        }
+        self.set ^= number_of(place);
+        self.order.push(place);
+    }
+
+    /// Goes back to an order of `taken` steps, after which the register held `state`.
+    fn undo(&mut self, taken: usize, state: ValueId) {
+        while self.order.len() > taken {
+            let Some(place) = self.order.pop() else { return };
+            let step = self.steps[place];
+            if step.is_certain() {
+                self.link(2 * place + 2);
+                self.certain_left += 1;
+            }
+            self.link(2 * place + 1);
+            self.count(&step, u32::wrapping_add);
+            self.set ^= number_of(place);
+        }
+        self.state = state;
+    }
+
+    /// Takes a step out of the numbers of those that need and write values, or puts it back.
+    fn count(&mut self, step: &Step, change: fn(u32, u32) -> u32) {
+        match step.action {
+            Action::Read(value) => self.observers[value as usize] = change(self.observers[value as usize], 1),
+            Action::Write(value) => {
+                self.producers[value as usize] = change(self.producers[value as usize], 1)
+            }
+            Action::Cas(old, new) => {
+                let observers = &mut self.observers[old as usize];
+                *observers = change(*observers, u32::from(step.is_certain()));
+                self.producers[new as usize] = change(self.producers[new as usize], 1);
+            }
+        }
+    }
+
+    fn unlink(&mut self, event: usize) {
+        let (before, after) = (self.previous[event], self.next[event]);
+        self.next[before] = after;
+        self.previous[after] = before;
+    }
+
+    fn link(&mut self, event: usize) {
+        let (before, after) = (self.previous[event], self.next[event]);
+        self.next[before] = event;
+        self.previous[after] = event;
+    }
+}
+
+/// A number for a step, the same in each run, that looks random.
+fn number_of(place: usize) -> u128 {
+    let half = |seed: u64| {
+        let mut mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let place = place as u64;
+    (u128::from(half(2 * place + 1)) << 64) | u128::from(half(2 * place + 2))
+}

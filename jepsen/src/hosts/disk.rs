@@ -1,0 +1,223 @@
+//! Where a node keeps its data, and what can be done to that place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::statvfs;
+
+use super::leftovers::{MOUNTS, remove_mounts};
+use super::power::PowerDisk;
+use super::tools::{Context, Error, Result, run};
+
+/// What kind of place nodes keep their data in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A plain directory.
+    Directory,
+    /// A file system of its own, in a file that is mounted over a loop device: it can be filled up and frozen.
+    Small {
+        /// How large it is.
+        mebibytes: u32,
+    },
+    /// A disk that forgets at a power cut what was not synced; it can be filled up and frozen too.
+    Power {
+        /// How large it is.
+        mebibytes: u32,
+    },
+}
+
+/// One node's place. Dropped, it is thawed and unmounted; a plain directory stays.
+pub struct Disk {
+    data: PathBuf,
+    mount: Option<PathBuf>,
+    image: Option<PathBuf>,
+    power: Option<PowerDisk>,
+}
+
+/// The file that takes all room on a full disk.
+const FILLER: &str = "filler";
+
+impl Disk {
+    /// Makes the place of the node with this number in `directory`, which exists.
+    ///
+    /// # Errors
+    /// Where a file system can't be made or mounted.
+    pub fn make(kind: DiskKind, directory: &Path, number: usize) -> Result<Self> {
+        let data = directory.join(number.to_string());
+        match kind {
+            DiskKind::Directory => Ok(Self { data, mount: None, image: None, power: None }),
+            DiskKind::Small { mebibytes } => Self::mounted(mebibytes, directory, number),
+            DiskKind::Power { mebibytes } => Self::powered(mebibytes, number),
+        }
+    }
+
+    fn powered(mebibytes: u32, number: usize) -> Result<Self> {
+        let mount = mount_point(number)?;
+        let power = PowerDisk::mount(&mount, u64::from(mebibytes) << 20);
+        let power = power.context(|| format!("mount a disk at {}", mount.display()))?;
+        Ok(Self { data: mount.join("data"), mount: Some(mount), image: None, power: Some(power) })
+    }
+
+    fn mounted(mebibytes: u32, directory: &Path, number: usize) -> Result<Self> {
+        let image = directory.join(format!("{number}.img"));
+        let mount = mount_point(number)?;
+        let file = fs::File::create(&image).context(|| format!("make {}", image.display()))?;
+        file.set_len(u64::from(mebibytes) << 20).context(|| format!("size {}", image.display()))?;
+        // No blocks are kept for root: the node may run as root, and the disk shall be full for it too.
+        run("mkfs.ext4", &["-q", "-F", "-m", "0", &image.to_string_lossy()])?;
+        run("mount", &["-o", "loop", &image.to_string_lossy(), &mount.to_string_lossy()])?;
+        Ok(Self { data: mount.join("data"), mount: Some(mount), image: Some(image), power: None })
+    }
+
+    /// The node's data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Takes all room that is left. What is in files already stays writable.
+    ///
+    /// # Errors
+    /// For a plain directory, and where there is no telling how much room is left.
+    pub fn fill(&self) -> Result<()> {
+        if let Some(power) = &self.power {
+            power.fill();
+            return Ok(());
+        }
+        let mount = self.small("filled up")?;
+        let filler = mount.join(FILLER);
+        // Something may be freed while it is filled.
+        for round in 0..3 {
+            let room =
+                statvfs(mount).map_err(std::io::Error::from).context(|| format!("{}", mount.display()))?;
+            let bytes = room.f_bavail * room.f_frsize;
+            if bytes == 0 {
+                break;
+            }
+            let file = format!("{}{round}", filler.display());
+            // An error means that there is less room than it said: the next round tries again.
+            let _ = run("fallocate", &["-l", &bytes.to_string(), &file]);
+        }
+        Ok(())
+    }
+
+    /// Gives the room back.
+    ///
+    /// # Errors
+    /// For a plain directory, and where the file can't be removed.
+    pub fn free(&self) -> Result<()> {
+        if let Some(power) = &self.power {
+            power.free();
+            return Ok(());
+        }
+        let mount = self.small("freed")?;
+        for round in 0..3 {
+            let file = mount.join(format!("{FILLER}{round}"));
+            if file.exists() {
+                fs::remove_file(&file).context(|| format!("remove {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes every write and sync wait until [`thaw`](Self::thaw).
+    ///
+    /// # Errors
+    /// For a plain directory.
+    pub fn freeze(&self) -> Result<()> {
+        if let Some(power) = &self.power {
+            power.freeze();
+            return Ok(());
+        }
+        run("fsfreeze", &["-f", &self.small("frozen")?.to_string_lossy()]).map(drop)
+    }
+
+    /// Lets writes go on. Nothing where they do.
+    pub fn thaw(&self) {
+        if let Some(power) = &self.power {
+            power.thaw();
+        } else if let Some(mount) = &self.mount {
+            // It fails where the file system is not frozen.
+            let _ = run("fsfreeze", &["-u", &mount.to_string_lossy()]);
+        }
+    }
+
+    /// Cuts the disk's power: every call on it fails until [`restore_power`](Self::restore_power).
+    ///
+    /// # Errors
+    /// Where it is no disk of that kind.
+    pub fn cut_power(&self) -> Result<()> {
+        self.powered_disk().map(PowerDisk::cut)
+    }
+
+    /// Brings the power back. What was not synced is gone, or by the seed's choice partly there.
+    ///
+    /// # Errors
+    /// Where it is no disk of that kind, or can't be mounted again.
+    pub fn restore_power(&self, seed: u64) -> Result<()> {
+        let disk = self.powered_disk()?;
+        disk.restore(seed).context(|| format!("mount {} again", disk.path().display()))
+    }
+
+    fn powered_disk(&self) -> Result<&PowerDisk> {
+        let none = || Error::Other(format!("the power of {} can't be cut", self.data.display()));
+        self.power.as_ref().ok_or_else(none)
+    }
+
+    fn small(&self, done: &str) -> Result<&Path> {
+        self.mount.as_deref().ok_or_else(|| {
+            Error::Other(format!(
+                "{} is no file system of its own, so it can't be {done}",
+                self.data.display()
+            ))
+        })
+    }
+
+    /// Copies the data out to `target`, so that it can be looked at when the disk is gone. Nothing for a plain
+    /// directory, which stays.
+    ///
+    /// # Errors
+    /// Where it can't be copied.
+    pub fn keep(&self, target: &Path) -> Result<()> {
+        if self.mount.is_some() && self.data.exists() {
+            run("cp", &["-a", &self.data.to_string_lossy(), &target.to_string_lossy()])?;
+        }
+        Ok(())
+    }
+}
+
+/// A directory to mount a node's disk on.
+fn mount_point(number: usize) -> Result<PathBuf> {
+    let mount = PathBuf::from(format!("{MOUNTS}/{}/{number}", std::process::id()));
+    fs::create_dir_all(&mount).context(|| format!("make {}", mount.display()))?;
+    Ok(mount)
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            self.thaw();
+            drop(self.power.take());
+            remove_mounts(&mount);
+            if let Some(parent) = mount.parent() {
+                // Other nodes' mounts may still be in it.
+                let _ = fs::remove_dir(parent);
+            }
+        }
+        if let Some(image) = &self.image {
+            let _ = fs::remove_file(image);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_directory_can_be_neither_filled_nor_frozen() {
+        let home = tempfile::tempdir().unwrap();
+        let disk = Disk::make(DiskKind::Directory, home.path(), 1).unwrap();
+        assert_eq!(disk.data(), home.path().join("1"));
+        assert!(disk.fill().is_err() && disk.freeze().is_err() && disk.free().is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! Doing faults to a cluster, each at its time.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use super::plan::{Action, Fault, How, Victim};
+use super::{Nemesis, cuts, lease};
+use crate::hosts::{Cluster, Cut, Error, Result};
+
+/// A fault as it was done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Happened {
+    /// Its kind.
+    pub nemesis: Nemesis,
+    /// What was done, and to whom, for people.
+    pub what: String,
+    /// When it began, on the clock of the history.
+    pub begin_ns: u64,
+    /// When it was over.
+    pub end_ns: u64,
+    /// What of it could not be done.
+    pub error: Option<String>,
+}
+
+/// Where faults happen.
+#[derive(Clone)]
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The history's beginning: times of [`Happened`] count from here.
+    pub began: Instant,
+    /// A key, as stored, whose shard coordinates transactions of the workload now.
+    pub hot_key: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Does all faults of a schedule, counted from now, and returns what happened in the order in which it began.
+/// Dropped, it leaves faults as they are: [`Cluster::heal`] ends them.
+pub async fn perform(schedule: Vec<Fault>, stage: Stage) -> Vec<Happened> {
+    let start = tokio::time::Instant::now();
+    let mut under_way = JoinSet::new();
+    for (id, fault) in (1..).zip(schedule) {
+        let stage = stage.clone();
+        under_way.spawn(async move {
+            sleep_until(start + Duration::from_millis(fault.begin_ms)).await;
+            one(id, &fault, &stage).await
+        });
+    }
+    let mut happened = Vec::new();
+    while let Some(done) = under_way.join_next().await {
+        match done {
+            Ok(one) => happened.push(one),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => {}
+        }
+    }
+    happened.sort_by_key(|one| one.begin_ns);
+    happened
+}
+
+async fn one(id: u64, fault: &Fault, stage: &Stage) -> Happened {
+    let begin = Instant::now();
+    let until = tokio::time::Instant::now() + Duration::from_millis(fault.length_ms);
+    let mut what = String::new();
+    let done = act(id, fault, stage, until, &mut what).await;
+    Happened {
+        nemesis: fault.nemesis,
+        what,
+        begin_ns: begin.duration_since(stage.began).as_nanos() as u64,
+        end_ns: stage.began.elapsed().as_nanos() as u64,
+        error: done.err().map(|error| error.to_string()),
+    }
+}
+
+async fn act(
+    id: u64,
+    fault: &Fault,
+    stage: &Stage,
+    until: tokio::time::Instant,
+    what: &mut String,
+) -> Result<()> {
+    match &fault.action {
+        Action::Kill(nodes) => down(stage, nodes.clone(), How::Kill, id, until, what).await,
+        Action::Pause(nodes) => down(stage, nodes.clone(), How::Pause, id, until, what).await,
+        Action::PowerCut { nodes, seed } => {
+            *what = format!("the power is cut: {}", Nodes(nodes));
+            each(stage, nodes, Cluster::cut_power).await?;
+            sleep_until(until).await;
+            let seed = *seed;
+            each(stage, nodes, move |cluster, node| cluster.restore_power(node, seed ^ node as u64)).await
+        }
+        Action::Cut(cut) => {
+            *what = format!("packets are lost: {}", Shown(cut));
+            cut_off(stage, id, cut.clone(), until).await
+        }
+        Action::Strike { victim, how } => {
+            let Some(node) = find(stage, *victim).await else {
+                return Err(Error::Other("nobody led at that time".into()));
+            };
+            down(stage, vec![node], *how, id, until, what).await?;
+            let role = match victim {
+                Victim::System => "led the system shard",
+                Victim::Coordinator => "led the shard of the hot key",
+            };
+            *what = format!("{what}, which {role}");
+            Ok(())
+        }
+        Action::Clocks(offsets) => {
+            let told: Vec<_> = offsets.iter().map(|(node, ms)| format!("{} by {ms} ms", node + 1)).collect();
+            *what = format!("clocks jump: node {}", told.join(", node "));
+            set_clocks(stage, offsets.clone()).await?;
+            sleep_until(until).await;
+            set_clocks(stage, offsets.iter().map(|(node, _)| (*node, 0)).collect()).await
+        }
+        Action::Strobe { nodes, offset_ms, every_ms } => {
+            *what = format!("clocks jump by {offset_ms} ms and back every {every_ms} ms: {}", Nodes(nodes));
+            strobe(stage, nodes, *offset_ms, *every_ms, until).await
+        }
+        Action::Slow { nodes, frozen_ms, thawed_ms } => {
+            *what =
+                format!("writes stand still for {frozen_ms} ms, go on for {thawed_ms} ms: {}", Nodes(nodes));
+            slow(stage, nodes, (*frozen_ms, *thawed_ms), until).await
+        }
+        Action::Fill(nodes) => {
+            *what = format!("disks are full: {}", Nodes(nodes));
+            each(stage, nodes, Cluster::fill_disk).await?;
+            sleep_until(until).await;
+            each(stage, nodes, Cluster::free_disk).await
+        }
+        Action::LeaseHole { choice } => lease::hole(id, *choice, stage, until, what).await,
+    }
+}
+
+/// Who that is now.
+pub(super) async fn find(stage: &Stage, victim: Victim) -> Option<usize> {
+    match victim {
+        Victim::System => stage.cluster.system_leader().await,
+        Victim::Coordinator => stage.cluster.leader_of(&(stage.hot_key)()).await,
+    }
+}
+
+/// What is done to a node.
+type Act = fn(&Cluster, usize) -> Result<()>;
+
+/// Takes nodes out until the end, and lets them back.
+async fn down(
+    stage: &Stage,
+    nodes: Vec<usize>,
+    how: How,
+    id: u64,
+    until: tokio::time::Instant,
+    what: &mut String,
+) -> Result<()> {
+    let (done, begin, end): (&str, Act, Act) = match how {
+        How::Kill => ("killed", Cluster::kill, Cluster::revive),
+        How::Pause => ("paused", Cluster::pause, Cluster::resume),
+        How::Isolate => {
+            *what = format!("cut off: {}", Nodes(&nodes));
+            let cut = nodes.iter().flat_map(|node| cuts::alone(*node, stage.cluster.len())).collect();
+            return cut_off(stage, id, cut, until).await;
+        }
+    };
+    *what = format!("{done}: {}", Nodes(&nodes));
+    each(stage, &nodes, begin).await?;
+    sleep_until(until).await;
+    each(stage, &nodes, end).await
+}
+
+async fn cut_off(stage: &Stage, id: u64, cut: Cut, until: tokio::time::Instant) -> Result<()> {
+    blocking(stage, move |cluster| cluster.cut(id, cut)).await?;
+    sleep_until(until).await;
+    blocking(stage, move |cluster| cluster.mend(id)).await
+}
+
+async fn set_clocks(stage: &Stage, offsets: Vec<(usize, i64)>) -> Result<()> {
+    let mut offsets = offsets.into_iter();
+    blocking(stage, move |cluster| offsets.try_for_each(|(node, ms)| cluster.set_clock(node, ms))).await
+}
+
+async fn strobe(
+    stage: &Stage,
+    nodes: &[usize],
+    offset_ms: i64,
+    every_ms: u64,
+    until: tokio::time::Instant,
+) -> Result<()> {
+    let to = |ms: i64| nodes.iter().map(move |node| (*node, ms)).collect::<Vec<_>>();
+    while tokio::time::Instant::now() < until {
+        for offset_ms in [offset_ms, 0] {
+            set_clocks(stage, to(offset_ms)).await?;
+            sleep(Duration::from_millis(every_ms)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn slow(
+    stage: &Stage,
+    nodes: &[usize],
+    (frozen_ms, thawed_ms): (u64, u64),
+    until: tokio::time::Instant,
+) -> Result<()> {
+    while tokio::time::Instant::now() < until {
+        let frozen = each(stage, nodes, Cluster::freeze_disk).await;
+        sleep(Duration::from_millis(frozen_ms)).await;
+        let thaw = |cluster: &Cluster, node: usize| {
+            cluster.thaw_disk(node);
+            Ok(())
+        };
+        each(stage, nodes, thaw).await?;
+        frozen?;
+        sleep(Duration::from_millis(thawed_ms)).await;
+    }
+    Ok(())
+}
+
+/// Does something to each node, all at the same time; the first error, after all was tried.
+async fn each(
+    stage: &Stage,
+    nodes: &[usize],
+    act: impl Fn(&Cluster, usize) -> Result<()> + Copy + Send + 'static,
+) -> Result<()> {
+    let all = nodes.iter().map(|node| {
+        let node = *node;
+        blocking(stage, move |cluster| act(cluster, node))
+    });
+    futures::future::join_all(all).await.into_iter().collect()
+}
+
+/// Does something that blocks.
+pub(super) async fn blocking(
+    stage: &Stage,
+    act: impl FnOnce(&Cluster) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let cluster = Arc::clone(&stage.cluster);
+    let done = tokio::task::spawn_blocking(move || act(&cluster)).await;
+    done.map_err(|error| Error::Other(format!("a fault ended early: {error}")))?
+}
+
+/// Nodes, as people count them.
+pub(super) struct Nodes<'a>(pub(super) &'a [usize]);
+
+impl fmt::Display for Nodes<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut nodes = self.0.to_vec();
+        nodes.sort_unstable();
+        let names: Vec<String> = nodes.iter().map(|node| (node + 1).to_string()).collect();
+        write!(out, "{} {}", if names.len() == 1 { "node" } else { "nodes" }, names.join(", "))
+    }
+}
+
+/// A cut: pairs that lose packets both ways as `1-2`, in one direction as `1→2`.
+struct Shown<'a>(&'a Cut);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs = self.0.iter().filter_map(|(from, to)| match self.0.contains(&(*to, *from)) {
+            true if from < to => Some(format!("{}-{}", from + 1, to + 1)),
+            true => None,
+            false => Some(format!("{}→{}", from + 1, to + 1)),
+        });
+        out.write_str(&pairs.collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_and_nodes_are_told_as_people_count() {
+        assert_eq!(Shown(&Cut::from([(0, 1), (1, 0), (2, 0)])).to_string(), "1-2, 3→1");
+        assert_eq!(Nodes(&[2, 0]).to_string(), "nodes 1, 3");
+        assert_eq!(Nodes(&[1]).to_string(), "node 2");
+    }
+}

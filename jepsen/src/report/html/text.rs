@@ -1,0 +1,82 @@
+//! Words of the page.
+
+use crate::history::{Call, Kind, MicroOp, Seen, Value};
+
+/// Longer values are cut.
+const VALUE_CHARS: usize = 160;
+
+/// Text that stands in HTML as it is.
+pub(super) fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            other => safe.push(other),
+        }
+    }
+    safe
+}
+
+/// A time of the history, in seconds.
+pub(super) fn seconds(ns: u64) -> String {
+    format!("{:.3}", ns as f64 / 1e9)
+}
+
+/// The class of an outcome: `o`, `f` or `i`.
+pub(super) fn class(outcome: Kind) -> &'static str {
+    match outcome {
+        Kind::Ok => "o",
+        Kind::Fail => "f",
+        Kind::Info | Kind::Invoke => "i",
+    }
+}
+
+/// An operation in a line, not escaped.
+pub(super) fn told(call: &Call<'_>) -> String {
+    let value = match call.answer() {
+        Some(answer) => shown(answer),
+        None => format!("{} ({})", shown(call.argument()), call.outcome().name()),
+    };
+    let value = match value.char_indices().nth(VALUE_CHARS) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value,
+    };
+    let key = if call.key().is_empty() { String::new() } else { format!("{} ", call.key()) };
+    format!("#{} process {}: {} {key}{value}", call.invoke.index, call.invoke.process, call.f())
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Nil => "nil".into(),
+        Value::Int(number) => number.to_string(),
+        Value::Cas { old, new } => format!("{} → {new}", old.map_or("nil".into(), |old| old.to_string())),
+        Value::List(elements) => list(elements),
+        Value::Balances(balances) => {
+            let each: Vec<String> =
+                balances.iter().map(|(account, held)| format!("{account} {held}")).collect();
+            each.join(", ")
+        }
+        Value::Transfer { from, to, amount } => format!("{amount} from {from} to {to}"),
+        Value::Txn(steps) => steps.iter().map(step).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn step(step: &MicroOp) -> String {
+    match step {
+        MicroOp::Append { key, value } => format!("append {key} {value}"),
+        MicroOp::Write { key, value } => format!("write {key} {value}"),
+        MicroOp::Read { key, seen } => match seen {
+            Seen::Nothing => format!("read {key}: nil"),
+            Seen::One(value) => format!("read {key}: {value}"),
+            Seen::List(elements) => format!("read {key}: {}", list(elements)),
+        },
+    }
+}
+
+fn list(elements: &[i64]) -> String {
+    let each: Vec<String> = elements.iter().map(i64::to_string).collect();
+    format!("[{}]", each.join(" "))
+}

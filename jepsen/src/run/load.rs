@@ -1,0 +1,247 @@
+//! Clients at work: opening requests, the load itself, and the reads at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use kvorum::Client;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
+
+use super::{Progress, left};
+use crate::history::{Kind, Op, Recorder};
+use crate::hosts::{Cluster, Error, Result};
+use crate::report::Parameters;
+use crate::workload::{Outcome, ReadLevel, Request, Workload};
+
+/// A call that has not ended so long after its deadline is given up, as unknown.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a client keeps its connections, and what it knows of leaders, at most. Then it asks another node anew, so
+/// that requests go wherever nodes believe they lead.
+const KEPT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How long a new client may take to connect, before the old one has to do.
+const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
+/// How long reads at the end are tried again.
+const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+/// Each read at the end is made so often at most.
+const CLOSING_ATTEMPTS: u32 = 20;
+
+/// Clients of a run.
+pub(super) struct Load {
+    inner: Arc<Inner>,
+    seconds: u64,
+}
+
+struct Inner {
+    cluster: Arc<Cluster>,
+    workload: Arc<dyn Workload>,
+    recorder: Arc<Recorder>,
+    level: ReadLevel,
+    deadline: Duration,
+    clients: usize,
+    seed: u64,
+    /// The time from one request to the next.
+    pace: Duration,
+    next_slot: Mutex<Instant>,
+}
+
+/// One client: a process of the history, and another one after each request of unknown outcome.
+struct Worker {
+    inner: Arc<Inner>,
+    process: u64,
+    rng: SmallRng,
+    client: Option<Client>,
+    renew_at: Instant,
+}
+
+impl Load {
+    pub(super) fn new(
+        parameters: &Parameters,
+        cluster: &Arc<Cluster>,
+        workload: &Arc<dyn Workload>,
+        recorder: &Arc<Recorder>,
+    ) -> Self {
+        let inner = Inner {
+            cluster: Arc::clone(cluster),
+            workload: Arc::clone(workload),
+            recorder: Arc::clone(recorder),
+            level: parameters.read_level,
+            deadline: Duration::from_millis(parameters.deadline_ms),
+            clients: parameters.clients,
+            seed: parameters.seed,
+            pace: Duration::from_secs(1) / parameters.rate.max(1),
+            next_slot: Mutex::new(Instant::now()),
+        };
+        Self { inner: Arc::new(inner), seconds: parameters.seconds }
+    }
+
+    /// Makes the opening requests.
+    ///
+    /// # Errors
+    /// Where one does not succeed: no fault strikes yet.
+    pub(super) async fn open(&self) -> Result<()> {
+        let mut worker = Worker::new(&self.inner, 0);
+        for request in self.inner.workload.opening() {
+            let outcome = worker.make(&request).await?;
+            if outcome.kind() != Kind::Ok {
+                return Err(Error::Other(format!("the opening request {request:?} came to {outcome:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all clients work until the time is over.
+    pub(super) async fn run(&self, progress: &Progress) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(self.seconds);
+        let mut working = JoinSet::new();
+        for number in 0..self.inner.clients {
+            let mut worker = Worker::new(&self.inner, number);
+            working.spawn(async move { worker.work(until).await });
+        }
+        let mut tick = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            tokio::select! {
+                done = working.join_next() => match done {
+                    Some(done) => joined(done)?,
+                    None => return Ok(()),
+                },
+                _ = tick.tick() => {
+                    progress.requests(self.inner.recorder.len() / 2);
+                    self.inner.recorder.flush().map_err(unwritten)?;
+                }
+            }
+        }
+    }
+
+    /// Reads everything back. Returns how many of the reads got no answer.
+    pub(super) async fn close(&self) -> Result<usize> {
+        let requests = Arc::new(self.inner.workload.closing());
+        let (next, missing) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let until = Instant::now() + CLOSE_WITHIN;
+        let mut working = JoinSet::new();
+        for number in 0..self.inner.clients {
+            let mut worker = Worker::new(&self.inner, self.inner.clients + number);
+            let (requests, next, missing) = (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&missing));
+            working.spawn(async move {
+                while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if !worker.insist(request, until).await? {
+                        missing.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            });
+        }
+        while let Some(done) = working.join_next().await {
+            joined(done)?;
+        }
+        Ok(missing.load(Ordering::Relaxed))
+    }
+}
+
+fn joined(done: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    match done {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Error::Other(format!("a client ended early: {error}"))),
+    }
+}
+
+fn unwritten(source: std::io::Error) -> Error {
+    Error::Io { what: "write the history".into(), source }
+}
+
+impl Inner {
+    /// When the next request may begin. What was missed while all clients waited is not made up for.
+    fn slot(&self) -> Instant {
+        let mut next = self.next_slot.lock();
+        let slot = (*next).max(Instant::now());
+        *next = slot + self.pace;
+        slot
+    }
+}
+
+impl Worker {
+    fn new(inner: &Arc<Inner>, number: usize) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            process: inner.recorder.new_process(),
+            rng: SmallRng::seed_from_u64(inner.seed.wrapping_mul(1_000_003).wrapping_add(number as u64)),
+            client: None,
+            renew_at: Instant::now(),
+        }
+    }
+
+    async fn work(&mut self, until: Instant) -> Result<()> {
+        loop {
+            let slot = self.inner.slot();
+            if slot >= until {
+                return Ok(());
+            }
+            tokio::time::sleep(left(slot)).await;
+            if self.connected().await.is_err() {
+                continue;
+            }
+            let request = self.inner.workload.next(&mut self.rng);
+            self.make(&request).await?;
+        }
+    }
+
+    /// Makes a read until it succeeds, within limits. Returns whether it did.
+    async fn insist(&mut self, request: &Request, until: Instant) -> Result<bool> {
+        for _ in 0..CLOSING_ATTEMPTS {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            match self.make(request).await {
+                Ok(outcome) if outcome.kind() == Kind::Ok => return Ok(true),
+                Ok(_) | Err(Error::Store(_)) => tokio::time::sleep(Duration::from_millis(250)).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes a request and writes it down.
+    async fn make(&mut self, request: &Request) -> Result<Outcome> {
+        let client = self.connected().await?;
+        let invoke =
+            Op { key: request.key.clone(), ..Op::invoke(self.process, request.f, request.value.clone()) };
+        self.inner.recorder.record(invoke.clone()).map_err(unwritten)?;
+        let performed = self.inner.workload.perform(&client, request, self.inner.level);
+        let outcome = match tokio::time::timeout(self.inner.deadline + GRACE, performed).await {
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::given_up(request, "no answer long after the deadline"),
+        };
+        self.inner.recorder.record(outcome.clone().complete(&invoke)).map_err(unwritten)?;
+        match outcome.kind() {
+            Kind::Ok => {}
+            Kind::Info => {
+                self.process = self.inner.recorder.new_process();
+                self.renew_at = Instant::now();
+            }
+            _ => self.renew_at = Instant::now(),
+        }
+        Ok(outcome)
+    }
+
+    /// A client: the one there is, or a new one where its time is over.
+    async fn connected(&mut self) -> Result<Client> {
+        let now = Instant::now();
+        if let Some(client) = self.client.clone().filter(|_| now < self.renew_at) {
+            return Ok(client);
+        }
+        let first = self.rng.random_range(0..self.inner.cluster.len());
+        let connect = self.inner.cluster.client(first, CONNECT_WITHIN);
+        match (connect.await, &self.client) {
+            (Ok(client), _) => {
+                self.renew_at = Instant::now() + self.rng.random_range(KEPT.0..KEPT.1);
+                Ok(self.client.insert(client.with_deadline(self.inner.deadline)).clone())
+            }
+            // Better than none: it may reach what it knows.
+            (Err(_), Some(client)) => Ok(client.clone()),
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+}

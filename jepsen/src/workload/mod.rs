@@ -1,0 +1,271 @@
+//! What clients do: a generator of requests and a client that makes them, for each workload.
+//!
+//! A workload is made anew for each run, on an empty store. Its requests come from a seeded generator; what the store
+//! does with them decides what is seen, and nothing else. [`make`] knows all workloads by name; another one
+//! implements [`Workload`] and is added there.
+
+mod append;
+mod bank;
+mod counter;
+mod keys;
+mod long_fork;
+mod monotonic;
+mod outcome;
+mod register;
+mod set;
+mod write_skew;
+
+use std::fmt;
+use std::str::FromStr;
+
+use futures::future::BoxFuture;
+use kvorum::Client;
+use rand::rngs::SmallRng;
+use serde::{Deserialize, Serialize};
+
+pub use keys::{placed, split_keys};
+pub use outcome::Outcome;
+
+use crate::history::{F, MicroOp, Value};
+
+/// What reads promise. More levels come with the store's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadLevel {
+    /// Every read sees every write that was acknowledged before it began, as the leader of its shard has it.
+    #[default]
+    Linearizable,
+}
+
+impl ReadLevel {
+    /// Every level.
+    pub const ALL: [Self; 1] = [Self::Linearizable];
+
+    /// Its name on the command line and in results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Linearizable => "linearizable",
+        }
+    }
+}
+
+impl fmt::Display for ReadLevel {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+impl FromStr for ReadLevel {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|level| level.name() == name);
+        found.ok_or_else(|| format!("there is no read level {name:?}; there are: {known}"))
+    }
+}
+
+/// What a client asks for: an operation of the history before it has a process and a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The function.
+    pub f: F,
+    /// The register, set or counter; transactions name their own.
+    pub key: Option<String>,
+    /// Its arguments.
+    pub value: Value,
+}
+
+impl Request {
+    /// A request about one key.
+    pub fn of(key: impl Into<String>, f: F, value: Value) -> Self {
+        Self { f, key: Some(key.into()), value }
+    }
+
+    /// A request about no key, or several.
+    pub fn whole(f: F, value: Value) -> Self {
+        Self { f, key: None, value }
+    }
+
+    /// Whether it changes nothing, so that one that fails in whatever way has had no effect.
+    pub fn only_reads(&self) -> bool {
+        match &self.value {
+            Value::Txn(steps) => steps.iter().all(|step| matches!(step, MicroOp::Read { .. })),
+            _ => self.f == F::Read,
+        }
+    }
+}
+
+/// A workload of one run. Its methods are called from many tasks.
+pub trait Workload: Send + Sync {
+    /// Requests that come before all others, one after the other; each has to succeed.
+    fn opening(&self) -> Vec<Request> {
+        Vec::new()
+    }
+
+    /// The next request.
+    fn next(&self, rng: &mut SmallRng) -> Request;
+
+    /// Makes a request, once, by a client whose calls have a deadline.
+    fn perform<'a>(
+        &'a self,
+        client: &'a Client,
+        request: &'a Request,
+        level: ReadLevel,
+    ) -> BoxFuture<'a, Outcome>;
+
+    /// Reads of everything, when the load and all faults are over.
+    fn closing(&self) -> Vec<Request>;
+
+    /// A key, as stored, that is in use now: whose shard a fault may aim at.
+    fn hot_key(&self) -> String;
+}
+
+/// A workload that can be made by name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Reads, writes and compare-and-swaps of single keys.
+    Register,
+    /// Elements that are added to sets, and scans of whole sets.
+    Set,
+    /// Additions to counters, and reads.
+    Counter,
+    /// Transfers between accounts, and reads of all of them.
+    Bank,
+    /// Transactions that append to lists and read them, over shards.
+    Append,
+    /// Writes of single keys and reads of several: all readers must see the same order.
+    LongFork,
+    /// Transactions that read two keys and write one of them.
+    WriteSkew,
+    /// Additions and reads with the timestamps that the store gives them.
+    Monotonic,
+}
+
+impl Kind {
+    /// Every workload.
+    pub const ALL: [Self; 8] = [
+        Self::Register,
+        Self::Set,
+        Self::Counter,
+        Self::Bank,
+        Self::Append,
+        Self::LongFork,
+        Self::WriteSkew,
+        Self::Monotonic,
+    ];
+
+    /// Its name on the command line and in results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Set => "set",
+            Self::Counter => "counter",
+            Self::Bank => "bank",
+            Self::Append => "append",
+            Self::LongFork => "long-fork",
+            Self::WriteSkew => "write-skew",
+            Self::Monotonic => "monotonic",
+        }
+    }
+
+    /// What it does and what it shows, in a sentence.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Register => "read, write and compare-and-swap single keys: linearizable per key",
+            Self::Set => {
+                "add elements to sets, scan whole sets over shards: nothing lost, nothing comes back"
+            }
+            Self::Counter => "add to counters and read them: each addition counts once",
+            Self::Bank => "transfer between accounts, read all of them: the sum never changes",
+            Self::Append => {
+                "transactions that append to lists and read them, over shards: strictly serializable"
+            }
+            Self::LongFork => "write single keys, read several at once: all see one order",
+            Self::WriteSkew => "read two keys and write one of them: no two decide on what the other changes",
+            Self::Monotonic => {
+                "raise and read counters with timestamps: their order is the order of real time"
+            }
+        }
+    }
+
+    /// A workload for one run.
+    pub fn make(self) -> Box<dyn Workload> {
+        match self {
+            Self::Register => Box::new(register::Register::default()),
+            Self::Set => Box::new(set::Sets::default()),
+            Self::Counter => Box::new(counter::Counters::default()),
+            Self::Bank => Box::new(bank::Bank),
+            Self::Append => Box::new(append::Append::default()),
+            Self::LongFork => Box::new(long_fork::LongFork::default()),
+            Self::WriteSkew => Box::new(write_skew::WriteSkew::default()),
+            Self::Monotonic => Box::new(monotonic::Monotonic),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| format!("there is no workload {name:?}; there are: {known}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn every_workload_is_known_by_its_name() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        assert!("chess".parse::<Kind>().unwrap_err().contains("long-fork"));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_requests_and_both_reads_and_writes() {
+        for kind in Kind::ALL {
+            let draw = |seed| {
+                let (workload, mut rng) = (kind.make(), SmallRng::seed_from_u64(seed));
+                (0..500).map(|_| workload.next(&mut rng)).collect::<Vec<_>>()
+            };
+            assert_eq!(draw(1), draw(1), "{kind}");
+            assert_ne!(draw(1), draw(2), "{kind}");
+            let reads = draw(1).iter().filter(|request| request.only_reads()).count();
+            assert!((50..450).contains(&reads), "{kind}: {reads} of 500 requests are reads");
+        }
+    }
+
+    #[test]
+    fn every_key_that_is_asked_for_is_read_at_the_end() {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Bank) {
+            let (workload, mut rng) = (kind.make(), SmallRng::seed_from_u64(3));
+            let keys = |request: &Request| -> Vec<String> {
+                match &request.value {
+                    Value::Txn(steps) => steps.iter().map(|step| step.key().to_owned()).collect(),
+                    _ => request.key.iter().cloned().collect(),
+                }
+            };
+            let asked: HashSet<String> = (0..500).flat_map(|_| keys(&workload.next(&mut rng))).collect();
+            let closing = workload.closing();
+            assert!(closing.iter().all(Request::only_reads), "{kind}");
+            let read: HashSet<String> = closing.iter().flat_map(keys).collect();
+            assert!(asked.is_subset(&read), "{kind}: {:?}", asked.difference(&read));
+        }
+    }
+}

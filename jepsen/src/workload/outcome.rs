@@ -1,0 +1,114 @@
+//! What came of a request, and how the store's answers become that.
+
+use kvorum::{Error, ErrorKind};
+
+use super::Request;
+use crate::history::{Kind, Op, Value};
+
+/// What came of a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It took effect; the answer, and the timestamp that the store gave it.
+    Ok(Value, Option<u64>),
+    /// It certainly had no effect and never will.
+    Fail(String),
+    /// Nobody knows.
+    Info(String),
+}
+
+/// Longer messages are cut in histories.
+const MESSAGE_CHARS: usize = 300;
+
+impl Outcome {
+    /// The outcome of a request that the store answered with an error. Only an error that says that the outcome of a
+    /// write can't be known leaves it open: of all others the store promises that nothing was done, and a history
+    /// where something was done after all is a finding.
+    pub fn of_error(request: &Request, error: &Error) -> Self {
+        let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
+        let told = format!("{}: {message}", error.kind);
+        let is_open = match error.kind {
+            // Data that fails a check says nothing about what was done.
+            ErrorKind::Undetermined | ErrorKind::Corrupt => true,
+            ErrorKind::Conflict
+            | ErrorKind::Moved
+            | ErrorKind::Unavailable
+            | ErrorKind::Invalid
+            | ErrorKind::TooOld
+            | ErrorKind::Denied => false,
+        };
+        match is_open && !request.only_reads() {
+            true => Self::Info(told),
+            false => Self::Fail(told),
+        }
+    }
+
+    /// The outcome of a request that the harness gave up.
+    pub fn given_up(request: &Request, why: &str) -> Self {
+        match request.only_reads() {
+            true => Self::Fail(why.to_owned()),
+            false => Self::Info(why.to_owned()),
+        }
+    }
+
+    /// Answer or error, as an outcome.
+    pub fn of(request: &Request, result: Result<(Value, Option<u64>), Error>) -> Self {
+        match result {
+            Ok((value, timestamp)) => Self::Ok(value, timestamp),
+            Err(error) => Self::of_error(request, &error),
+        }
+    }
+
+    /// The entry of the history that completes an invocation.
+    pub fn complete(self, invoke: &Op) -> Op {
+        match self {
+            Self::Ok(value, timestamp) => Op { timestamp, ..invoke.ok(value) },
+            Self::Fail(why) => invoke.fail(why),
+            Self::Info(why) => invoke.info(why),
+        }
+    }
+
+    /// What kind of entry that is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Ok(..) => Kind::Ok,
+            Self::Fail(_) => Kind::Fail,
+            Self::Info(_) => Kind::Info,
+        }
+    }
+}
+
+/// A number that was stored as text.
+///
+/// # Errors
+/// `Corrupt` where it is none: nothing but numbers is ever written.
+pub fn number(bytes: &[u8]) -> Result<i64, Error> {
+    let parsed = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| {
+        Error::corrupt(format!("a key holds {:?}, which no client wrote", String::from_utf8_lossy(bytes)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::F;
+
+    #[test]
+    fn only_writes_of_unknown_outcome_stay_open() {
+        let write = Request::of("k", F::Write, Value::Int(1));
+        let read = Request::of("k", F::Read, Value::Nil);
+        let kind = |request, error| Outcome::of_error(request, &error).kind();
+        assert_eq!(kind(&write, Error::undetermined("lost")), Kind::Info);
+        assert_eq!(kind(&write, Error::corrupt("bits")), Kind::Info);
+        assert_eq!(kind(&write, Error::unavailable("nobody")), Kind::Fail);
+        assert_eq!(kind(&read, Error::undetermined("lost")), Kind::Fail);
+        assert_eq!(Outcome::given_up(&write, "late").kind(), Kind::Info);
+        assert_eq!(Outcome::given_up(&read, "late").kind(), Kind::Fail);
+    }
+
+    #[test]
+    fn what_is_no_number_is_corrupt() {
+        assert_eq!(number(b"-12"), Ok(-12));
+        assert_eq!(number(b"1 2").unwrap_err().kind, ErrorKind::Corrupt);
+    }
+}

@@ -1,0 +1,138 @@
+//! Single keys: read, write, compare and swap.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use kvorum::client::{Expect, Swap};
+use kvorum::{Client, Error, ErrorKind};
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::outcome::number;
+use super::{Outcome, ReadLevel, Request, Workload, placed};
+use crate::history::{F, Value};
+
+/// Keys in use at a time.
+const ACTIVE: usize = 4;
+/// A key is laid aside after so many requests: what is unknown piles up on it, and the checker has to try all orders.
+const REQUESTS_A_KEY: u32 = 150;
+
+/// The workload `register`.
+#[derive(Default)]
+pub struct Register {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    active: Vec<(String, u32)>,
+    next_key: u32,
+    next_value: i64,
+    /// What keys held when a client last saw them: a compare-and-swap guesses from it.
+    seen: HashMap<String, Option<i64>>,
+}
+
+impl State {
+    fn key(&mut self, rng: &mut SmallRng) -> String {
+        while self.active.len() < ACTIVE {
+            self.active.push((format!("r{}", self.next_key), 0));
+            self.next_key += 1;
+        }
+        let at = rng.random_range(0..ACTIVE);
+        let (key, requests) = &mut self.active[at];
+        *requests += 1;
+        let (key, is_done) = (key.clone(), *requests >= REQUESTS_A_KEY);
+        if is_done {
+            self.active.remove(at);
+        }
+        key
+    }
+
+    fn value(&mut self) -> i64 {
+        self.next_value += 1;
+        self.next_value
+    }
+}
+
+impl Workload for Register {
+    fn next(&self, rng: &mut SmallRng) -> Request {
+        let mut state = self.state.lock();
+        let key = state.key(rng);
+        match rng.random_range(0..10) {
+            0..5 => Request::of(key, F::Read, Value::Nil),
+            5..8 => {
+                let value = state.value();
+                Request::of(key, F::Write, Value::Int(value))
+            }
+            _ => {
+                let old = state.seen.get(&key).copied().flatten();
+                let new = state.value();
+                Request::of(key, F::Cas, Value::Cas { old, new })
+            }
+        }
+    }
+
+    fn perform<'a>(
+        &'a self,
+        client: &'a Client,
+        request: &'a Request,
+        _: ReadLevel,
+    ) -> BoxFuture<'a, Outcome> {
+        Box::pin(async move {
+            let key = request.key.as_deref().unwrap_or_default();
+            let note = |value| self.state.lock().seen.insert(key.to_owned(), value);
+            let outcome = match perform(client, request, &placed(key)).await {
+                Ok(outcome) => outcome,
+                Err(error) => Outcome::of_error(request, &error),
+            };
+            match (&outcome, &request.value) {
+                (Outcome::Ok(Value::Cas { new, .. }, _), _) => drop(note(Some(*new))),
+                (Outcome::Ok(Value::Int(value), _), _) => drop(note(Some(*value))),
+                (Outcome::Ok(..), _) => drop(note(None)),
+                _ => {}
+            }
+            outcome
+        })
+    }
+
+    fn closing(&self) -> Vec<Request> {
+        let keys = self.state.lock().next_key;
+        (0..keys).map(|key| Request::of(format!("r{key}"), F::Read, Value::Nil)).collect()
+    }
+
+    fn hot_key(&self) -> String {
+        placed(self.state.lock().active.first().map_or("r0", |(key, _)| key))
+    }
+}
+
+/// Makes a request about the register that is stored under `stored`.
+async fn perform(client: &Client, request: &Request, stored: &str) -> Result<Outcome, Error> {
+    match &request.value {
+        Value::Nil => {
+            let record = client.get(stored).await?;
+            let value = record.map(|record| number(&record.value)).transpose()?;
+            Ok(Outcome::Ok(Value::register(value), None))
+        }
+        Value::Int(value) => {
+            let written = client.put(stored, value.to_string()).await?;
+            Ok(Outcome::Ok(Value::Int(*value), Some(written.commit_ts.0)))
+        }
+        Value::Cas { old, new } => {
+            let expect = old.map_or(Expect::Absent, |old| Expect::Value(Bytes::from(old.to_string())));
+            match client.compare_and_swap(stored, expect, Some(new.to_string().into())).await? {
+                Swap::Differs { current, .. } => {
+                    let held = current.map(|record| String::from_utf8_lossy(&record.value).into_owned());
+                    Ok(Outcome::Fail(format!("the key held {}", held.as_deref().unwrap_or("nothing"))))
+                }
+                Swap::Written(written) => Ok(Outcome::Ok(request.value.clone(), Some(written.commit_ts.0))),
+                Swap::Removed { .. } => Err(Error::new(
+                    ErrorKind::Corrupt,
+                    "a swap that writes a value was answered with a removal",
+                )),
+            }
+        }
+        other => Err(Error::invalid(format!("{other:?} is nothing that a register does"))),
+    }
+}
