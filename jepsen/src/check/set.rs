@@ -58,23 +58,63 @@ impl Checker for Set {
 }
 
 struct Element<'a> {
+    value: i64,
     add: Call<'a>,
     /// Reads that begin after this place must have the element.
     known_at: usize,
 }
 
+/// Positions of elements by value: in a table if the values lie close together, as they mostly do.
+enum Places {
+    Table { least: i64, places: Vec<u32> },
+    Map(HashMap<i64, u32>),
+}
+
+impl Places {
+    fn new(elements: &[Element<'_>]) -> Self {
+        let values = || elements.iter().map(|element| element.value);
+        let numbered = || values().zip(0_u32..);
+        let (least, most) = (values().min().unwrap_or(0), values().max().unwrap_or(0));
+        let width = most.abs_diff(least);
+        if width > 16 * elements.len() as u64 {
+            return Places::Map(numbered().collect());
+        }
+        let mut places = vec![u32::MAX; width as usize + 1];
+        for (value, place) in numbered() {
+            places[value.abs_diff(least) as usize] = place;
+        }
+        Places::Table { least, places }
+    }
+
+    fn get(&self, value: i64) -> Option<usize> {
+        match self {
+            Places::Map(map) => map.get(&value).map(|place| *place as usize),
+            Places::Table { least, .. } if value < *least => None,
+            Places::Table { least, places } => {
+                let place =
+                    places.get(value.abs_diff(*least) as usize).filter(|place| **place != u32::MAX)?;
+                Some(*place as usize)
+            }
+        }
+    }
+}
+
 fn check_set<'a>(calls: &[Call<'a>], findings: &mut Findings) {
-    let mut elements: HashMap<i64, Element<'a>> = HashMap::new();
+    let mut elements: Vec<Element<'a>> = Vec::new();
     for call in calls {
         let (F::Add, Value::Int(value)) = (call.f(), call.argument()) else { continue };
         let known_at = if call.is_ok() { call.end } else { usize::MAX };
-        if let Some(other) = elements.insert(*value, Element { add: *call, known_at }) {
-            findings.doubt(format!(
-                "Element {value} is added twice, so nothing can be said about it: {} and {}.",
-                show::call(&other.add),
-                show::call(call)
-            ));
-        }
+        elements.push(Element { value: *value, add: *call, known_at });
+    }
+    let places = Places::new(&elements);
+    for (place, element) in elements.iter().enumerate() {
+        let Some(other) = places.get(element.value).filter(|other| *other != place) else { continue };
+        findings.doubt(format!(
+            "Element {} is added twice, so nothing can be said about it: {} and {}.",
+            element.value,
+            show::call(&element.add),
+            show::call(&elements[other].add)
+        ));
     }
     let mut reads: Vec<(Call<'a>, &'a [i64])> = Vec::new();
     for call in calls.iter().filter(|call| call.f() == F::Read) {
@@ -84,74 +124,74 @@ fn check_set<'a>(calls: &[Call<'a>], findings: &mut Findings) {
             _ => {}
         }
     }
-    for (read, seen) in &reads {
-        check_elements(read, seen, &mut elements, findings);
+    // For each element the read that has it last, counted from 1.
+    let mut had_by = vec![0; elements.len()];
+    for (number, (read, seen)) in (1..).zip(&reads) {
+        for value in *seen {
+            let place = places.get(*value);
+            if let Some(place) = place
+                && std::mem::replace(&mut had_by[place], number) == number
+            {
+                findings.anomaly(DUPLICATE, || {
+                    (
+                        read.indexes(),
+                        format!("{}\nElement {value} is in it more than once.", show::call(read)),
+                    )
+                });
+            }
+            check_element(read, *value, place.map(|place| &mut elements[place]), findings);
+        }
     }
-    check_presence(&elements, &reads, findings);
+    check_presence(&elements, &places, &reads, findings);
 }
 
-/// Whether each element of a read may be in it.
-fn check_elements(
-    read: &Call<'_>,
-    seen: &[i64],
-    elements: &mut HashMap<i64, Element<'_>>,
-    findings: &mut Findings,
-) {
-    let mut once = HashSet::with_capacity(seen.len());
-    for value in seen {
-        if !once.insert(*value) {
-            findings.anomaly(DUPLICATE, || {
-                (read.indexes(), format!("{}\nElement {value} is in it more than once.", show::call(read)))
-            });
-        }
-        match elements.get_mut(value) {
-            Some(element) if element.add.outcome() == Kind::Fail => findings.anomaly(ABORTED, || {
-                let text = format!(
-                    "{}\n{}\nThe add of element {value} failed.",
-                    show::call(&element.add),
-                    show::call(read)
-                );
-                (element.add.indexes().into_iter().chain(read.indexes()).collect(), text)
-            }),
-            Some(element) if element.add.start < read.end => {
-                element.known_at = element.known_at.min(read.end)
-            }
-            _ => findings.anomaly(UNWRITTEN, || {
-                let text = format!("{}\nNobody had begun to add element {value}.", show::call(read));
-                (read.indexes(), text)
-            }),
-        }
+/// Whether an element of a read may be in it.
+fn check_element(read: &Call<'_>, value: i64, element: Option<&mut Element<'_>>, findings: &mut Findings) {
+    match element {
+        Some(element) if element.add.outcome() == Kind::Fail => findings.anomaly(ABORTED, || {
+            let text = format!(
+                "{}\n{}\nThe add of element {value} failed.",
+                show::call(&element.add),
+                show::call(read)
+            );
+            (element.add.indexes().into_iter().chain(read.indexes()).collect(), text)
+        }),
+        Some(element) if element.add.start < read.end => element.known_at = element.known_at.min(read.end),
+        _ => findings.anomaly(UNWRITTEN, || {
+            (read.indexes(), format!("{}\nNobody had begun to add element {value}.", show::call(read)))
+        }),
     }
 }
 
 /// Whether each read has what it must have.
 fn check_presence(
-    elements: &HashMap<i64, Element<'_>>,
+    elements: &[Element<'_>],
+    places: &Places,
     reads: &[(Call<'_>, &[i64])],
     findings: &mut Findings,
 ) {
     let Some(last) = reads.iter().map(|(read, _)| read.start).max() else { return };
-    let mut known: Vec<(usize, i64)> = elements
-        .iter()
-        .map(|(value, element)| (element.known_at, *value))
-        .filter(|(at, _)| *at < last)
-        .collect();
+    let mut known: Vec<(usize, usize)> =
+        elements.iter().map(|element| element.known_at).zip(0..).filter(|(at, _)| *at < last).collect();
     known.sort_unstable();
-    let mut missed: BTreeMap<i64, &Call<'_>> = BTreeMap::new();
-    let mut lost: HashSet<i64> = HashSet::new();
-    for (read, seen) in reads {
+    let mut had_by = vec![0; elements.len()];
+    let mut missed: BTreeMap<usize, &Call<'_>> = BTreeMap::new();
+    let mut lost: HashSet<usize> = HashSet::new();
+    for (number, (read, seen)) in (1..).zip(reads) {
+        for place in seen.iter().filter_map(|value| places.get(*value)) {
+            had_by[place] = number;
+        }
         let expected = &known[..known.partition_point(|(at, _)| *at < read.start)];
-        let seen: HashSet<i64> = seen.iter().copied().collect();
-        for (_, value) in expected.iter().filter(|(_, value)| !seen.contains(value)) {
-            missed.entry(*value).or_insert(read);
+        for (_, place) in expected.iter().filter(|(_, place)| had_by[*place] != number) {
+            missed.entry(*place).or_insert(read);
             if read.start == last {
-                lost.insert(*value);
+                lost.insert(*place);
             }
         }
     }
-    for (value, read) in missed {
-        let add = &elements[&value].add;
-        let (name, what) = if lost.contains(&value) {
+    for (place, read) in missed {
+        let Element { value, add, .. } = &elements[place];
+        let (name, what) = if lost.contains(&place) {
             (LOST, "and the last read lacks it too")
         } else {
             (STALE, "though a later read has it again")

@@ -247,7 +247,9 @@ impl World {
                 let op = self.register_op(reads, fresh);
                 op.with_key("k")
             }
-            "set" if self.rng.random_ratio(1, 10) => Op::invoke(0, F::Read, Value::Nil).with_key("s"),
+            "set" if self.rng.random_ratio(1, if self.shape.ops < 10_000 { 10 } else { 200 }) => {
+                Op::invoke(0, F::Read, Value::Nil).with_key("s")
+            }
             "set" => Op::invoke(0, F::Add, Value::Int(fresh)).with_key("s"),
             "counter" if reads => Op::invoke(0, F::Read, Value::Nil).with_key("c"),
             "counter" => {
