@@ -17,27 +17,22 @@ pub(super) fn stuck(key: &str, calls: &[Call<'_>], register: &Register, stuck: &
         stuck.certain
     )];
     lines.extend(stuck.last.iter().map(|place| format!("  {}", show::call(call(place)))));
+    let Some(blocked) = stuck.blocked else { return (Vec::new(), lines.join("\n")) };
     lines.push(format!(
         "Then the register holds {}. This operation cannot take effect before it completes:",
         value(register, stuck.state)
     ));
-    lines.push(format!("  {}", show::call(call(&stuck.blocked))));
-    let others: Vec<&usize> =
-        stuck.open.iter().filter(|place| **place != stuck.blocked).take(OPEN_SHOWN).collect();
+    lines.push(format!("  {}", show::call(call(&blocked))));
+    let others: Vec<&usize> = stuck.open.iter().filter(|place| **place != blocked).take(OPEN_SHOWN).collect();
     if !others.is_empty() {
         lines.push(
             "Nor does it help to let some of these take effect first, which are under way then:".to_owned(),
         );
         lines.extend(others.iter().map(|place| format!("  {}", show::call(call(place)))));
     }
-    let mut ops: Vec<u64> = stuck
-        .last
-        .iter()
-        .chain(others)
-        .chain([&stuck.blocked])
-        .flat_map(|place| call(place).indexes())
-        .collect();
-    if let Some((first, second)) = overwritten(register, &register.steps[stuck.blocked]) {
+    let mut ops: Vec<u64> =
+        stuck.last.iter().chain(others).chain([&blocked]).flat_map(|place| call(place).indexes()).collect();
+    if let Some((first, second)) = overwritten(register, &register.steps[blocked]) {
         lines.push(format!(
             "The value was overwritten before the operation began:\n  {}\n  {}",
             show::call(&calls[first.call]),

@@ -16,6 +16,9 @@ const NONLINEARIZABLE: &str = "nonlinearizable";
 const UNWRITTEN: &str = "unwritten-value";
 const ABORTED: &str = "aborted-read";
 
+/// States of the search for an explanation, at most: it goes as far as it gets with these.
+const EXPLAIN_STATES: usize = 200_000;
+
 /// Checks `read`, `write` and `cas` (compare-and-swap) of registers, for each key by itself: there is an order
 /// of all operations in which each takes effect at one moment between its invocation and its completion.
 /// Failed operations are left out. One whose outcome is unknown takes effect at some moment after its
@@ -76,12 +79,15 @@ impl Registers {
             return 0;
         }
         let register = Register::new(calls);
-        let result = search::search(&register, self.options.max_states);
+        let result = search::search(&register, self.options.max_states, true);
         match result.outcome {
             Outcome::Linearizable => {}
-            Outcome::Stuck(stuck) => {
-                findings.anomaly(NONLINEARIZABLE, || explain::stuck(key, calls, &register, &stuck));
-            }
+            Outcome::Impossible => findings.anomaly(NONLINEARIZABLE, || {
+                let further =
+                    search::search(&register, self.options.max_states.min(EXPLAIN_STATES), false).stuck;
+                let stuck = if further.certain > result.stuck.certain { further } else { result.stuck };
+                explain::stuck(key, calls, &register, &stuck)
+            }),
             Outcome::Bound => findings.doubt(format!(
                 "Key {key:?}: no order was found with {} states, and the search ended; perhaps there is one.",
                 result.states

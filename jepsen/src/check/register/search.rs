@@ -8,6 +8,8 @@
 //! - A write whose value nobody needs any more is *silent*. Silent writes that may come next are put just
 //!   before the next other write, for which they make no difference.
 //! - A value that is overwritten while somebody still needs it, and that nobody can write again, ends the try.
+//!   This looks ahead, so the tries of such a search end before the place at which people see what is wrong; a
+//!   search for an explanation goes on to there.
 
 use std::collections::HashSet;
 
@@ -21,8 +23,8 @@ const KEPT: usize = 6;
 pub(super) enum Outcome {
     /// There is an order.
     Linearizable,
-    /// There is none; this is the furthest that one gets.
-    Stuck(Stuck),
+    /// There is none.
+    Impossible,
     /// There were more states than allowed.
     Bound,
 }
@@ -37,7 +39,7 @@ pub(super) struct Stuck {
     /// What the register holds after it.
     pub state: ValueId,
     /// The step that must come before anything that was invoked later, and cannot.
-    pub blocked: usize,
+    pub blocked: Option<usize>,
     /// Steps that could come next as to real time, the blocked one among them.
     pub open: Vec<usize>,
 }
@@ -46,54 +48,39 @@ pub(super) struct Stuck {
 #[derive(Clone, Debug)]
 pub(super) struct SearchResult {
     pub outcome: Outcome,
+    /// The furthest that it got without an end.
+    pub stuck: Stuck,
     pub states: usize,
 }
 
-/// Looks for an order, keeping `max_states` states at most.
-pub(super) fn search(register: &Register, max_states: usize) -> SearchResult {
+/// Looks for an order, keeping `max_states` states at most. `ahead` says whether it ends a try as soon as it can
+/// only fail, which is fast, or where it fails, which explains more.
+pub(super) fn search(register: &Register, max_states: usize, ahead: bool) -> SearchResult {
     let mut search = Search::new(register);
+    search.ahead = ahead;
     let mut seen: HashSet<(u128, ValueId)> = HashSet::new();
     let mut frames: Vec<Frame> = Vec::new();
-    let mut best: Option<Stuck> = None;
-    search.take_reads();
-    loop {
+    let mut stuck = Stuck::default();
+    let outcome = loop {
+        search.take_reads();
         if search.certain_left == 0 {
-            return SearchResult { outcome: Outcome::Linearizable, states: seen.len() };
+            break Outcome::Linearizable;
         }
         if seen.len() >= max_states {
-            return SearchResult { outcome: Outcome::Bound, states: seen.len() };
+            break Outcome::Bound;
         }
         if seen.insert(search.fingerprint()) {
-            if best.as_ref().is_none_or(|best| best.certain < search.certain_taken()) {
-                best = search.stuck();
+            if seen.len() == 1 || stuck.certain < search.certain_taken() {
+                stuck = search.stuck();
             }
-            frames.push(Frame {
-                taken: search.order.len(),
-                state: search.state,
-                choices: search.choices(),
-                next: 0,
-            });
+            let (taken, state, choices) = (search.order.len(), search.state, search.choices());
+            frames.push(Frame { taken, state, choices, next: 0 });
         }
-        loop {
-            let Some(frame) = frames.last_mut() else {
-                let outcome = Outcome::Stuck(best.unwrap_or_default());
-                return SearchResult { outcome, states: seen.len() };
-            };
-            search.undo(frame.taken, frame.state);
-            match frame.choices.get(frame.next) {
-                None => {
-                    frames.pop();
-                }
-                Some(choice) => {
-                    frame.next += 1;
-                    if search.choose(*choice) {
-                        search.take_reads();
-                        break;
-                    }
-                }
-            }
+        if !search.try_next(&mut frames) {
+            break Outcome::Impossible;
         }
-    }
+    };
+    SearchResult { outcome, stuck, states: seen.len() }
 }
 
 /// A state to come back to, and what is still to be tried there.
@@ -132,6 +119,8 @@ struct Search<'a> {
     observers: Vec<u32>,
     producers: Vec<u32>,
     maybe_observed: &'a [bool],
+    /// Whether a choice is refused as soon as it can only fail.
+    ahead: bool,
 }
 
 impl<'a> Search<'a> {
@@ -168,6 +157,7 @@ impl<'a> Search<'a> {
             observers: register.observers.clone(),
             producers: register.producers.clone(),
             maybe_observed: &register.maybe_observed,
+            ahead: true,
         }
     }
 
@@ -204,14 +194,30 @@ impl<'a> Search<'a> {
         (event != HEAD).then(|| event / 2 - 1)
     }
 
-    fn stuck(&self) -> Option<Stuck> {
-        Some(Stuck {
+    fn stuck(&self) -> Stuck {
+        Stuck {
             certain: self.certain_taken(),
             last: self.order[self.order.len().saturating_sub(KEPT)..].to_vec(),
             state: self.state,
-            blocked: self.blocked()?,
+            blocked: self.blocked(),
             open: self.open().collect(),
-        })
+        }
+    }
+
+    /// Makes the next choice that is left, going back as far as needed. False if none is left.
+    fn try_next(&mut self, frames: &mut Vec<Frame>) -> bool {
+        while let Some(frame) = frames.last_mut() {
+            self.undo(frame.taken, frame.state);
+            let Some(choice) = frame.choices.get(frame.next) else {
+                frames.pop();
+                continue;
+            };
+            frame.next += 1;
+            if self.choose(*choice) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Puts all reads into the order that may come next and see what the register holds.
@@ -265,7 +271,7 @@ impl<'a> Search<'a> {
             }
         }
         let gone = before as usize;
-        before == self.state || self.observers[gone] == 0 || self.producers[gone] > 0
+        !self.ahead || before == self.state || self.observers[gone] == 0 || self.producers[gone] > 0
     }
 
     /// Puts all silent writes into the order that may come next.
