@@ -111,6 +111,47 @@ fn times_of_a_hundred_thousand_operations() {
     }
 }
 
+/// Times of the hardest large histories: a store that forgets the last append in a tenth of its reads, and clients
+/// of one register of whom a third get no answer.
+#[test]
+#[ignore = "takes long; its times are for people to read"]
+fn times_of_hard_histories() {
+    let mut ops = generate(&Shape { clients: 50, ..Shape::new("append", 42, 100_000) });
+    for op in ops.iter_mut().filter(|op| op.index % 10 == 0) {
+        let Value::Txn(steps) = &mut op.value else { continue };
+        for step in steps {
+            if let MicroOp::Read { seen: Seen::List(list), .. } = step {
+                list.pop();
+            }
+        }
+    }
+    let began = Instant::now();
+    let verdict = checker("append").check(&history(ops));
+    println!(
+        "append, forgetful: {:?} in {:.2} s; {:?}",
+        verdict.valid,
+        began.elapsed().as_secs_f64(),
+        verdict.stats
+    );
+    assert_eq!(verdict.valid, Valid::Invalid);
+    for clients in [10, 50, 200] {
+        let shape = Shape { clients, info_per_mille: 300, ..Shape::new("register-one-key", 42, 100_000) };
+        let good = history(generate(&shape));
+        let began = Instant::now();
+        let verdict = checker("register").check(&good);
+        let time = began.elapsed().as_secs_f64();
+        println!("register, {clients} clients: {:?} in {time:.2} s; {:?}", verdict.valid, verdict.stats);
+        let bad = history(corrupt("register", &good, 42).expect("some read can be changed"));
+        let began = Instant::now();
+        let verdict = checker("register").check(&bad);
+        let time = began.elapsed().as_secs_f64();
+        println!(
+            "register, {clients} clients, one read changed: {:?} in {time:.2} s; {:?}",
+            verdict.valid, verdict.stats
+        );
+    }
+}
+
 /// A copy with one read changed into an answer that no correct store gives. The read is taken from the second
 /// half, a different one for each seed.
 fn corrupt(workload: &str, history: &History, seed: u64) -> Option<Vec<Op>> {

@@ -50,8 +50,8 @@ pub struct Options {
     pub total: Option<i64>,
     /// Whether an account of a bank may be below zero.
     pub allow_negative: bool,
-    /// States that the search for a linearization keeps for one key at most, 24 bytes each; with more the
-    /// verdict is unknown.
+    /// States that the search for linearizations goes through at most, over all keys; with more the verdict is
+    /// unknown. It keeps one key's states at a time, 32 bytes each. Each key may have 20,000 in any case.
     pub max_states: usize,
     /// Edges that the search for shortest cycles follows for one sort of cycle at most. A search that is cut
     /// off may report a longer cycle, or a weaker sort, than there is.

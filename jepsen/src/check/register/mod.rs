@@ -16,6 +16,9 @@ const NONLINEARIZABLE: &str = "nonlinearizable";
 const UNWRITTEN: &str = "unwritten-value";
 const ABORTED: &str = "aborted-read";
 
+/// States that each key may take, also when other keys took more than all.
+const EACH_STATES: usize = 20_000;
+
 /// States of the search for an explanation, at most: it goes as far as it gets with these.
 const EXPLAIN_STATES: usize = 200_000;
 
@@ -28,7 +31,7 @@ const EXPLAIN_STATES: usize = 200_000;
 /// - `unwritten-value`: a read sees a value that nobody wrote.
 /// - `aborted-read`: a read sees a value that only failed operations wrote.
 ///
-/// The verdict is unknown if a key needs more states than [`Options::max_states`] and no key is found wrong.
+/// The verdict is unknown if the keys need more states than [`Options::max_states`] and no key is found wrong.
 #[derive(Clone, Debug)]
 pub struct Registers {
     options: Options,
@@ -58,7 +61,9 @@ impl Checker for Registers {
         }
         let mut states = 0;
         for (key, calls) in &keys {
-            states += self.check_key(key, calls, &mut findings);
+            let left = self.options.max_states.saturating_sub(states);
+            states +=
+                check_key(key, calls, left.max(EACH_STATES.min(self.options.max_states)), &mut findings);
         }
         findings.stat("keys", keys.len());
         findings.stat("states", states);
@@ -72,29 +77,26 @@ impl Checker for Registers {
     }
 }
 
-impl Registers {
-    /// Returns how many states the search has seen.
-    fn check_key(&self, key: &str, calls: &[Call<'_>], findings: &mut Findings) -> usize {
-        if check_sources(key, calls, findings) {
-            return 0;
-        }
-        let register = Register::new(calls);
-        let result = search::search(&register, self.options.max_states, true);
-        match result.outcome {
-            Outcome::Linearizable => {}
-            Outcome::Impossible => findings.anomaly(NONLINEARIZABLE, || {
-                let further =
-                    search::search(&register, self.options.max_states.min(EXPLAIN_STATES), false).stuck;
-                let stuck = if further.certain > result.stuck.certain { further } else { result.stuck };
-                explain::stuck(key, calls, &register, &stuck)
-            }),
-            Outcome::Bound => findings.doubt(format!(
-                "Key {key:?}: no order was found with {} states, and the search ended; perhaps there is one.",
-                result.states
-            )),
-        }
-        result.states
+/// Searches with `max_states` states at most, and returns how many it took.
+fn check_key(key: &str, calls: &[Call<'_>], max_states: usize, findings: &mut Findings) -> usize {
+    if check_sources(key, calls, findings) {
+        return 0;
     }
+    let register = Register::new(calls);
+    let result = search::search(&register, max_states, true);
+    match result.outcome {
+        Outcome::Linearizable => {}
+        Outcome::Impossible => findings.anomaly(NONLINEARIZABLE, || {
+            let further = search::search(&register, max_states.min(EXPLAIN_STATES), false).stuck;
+            let stuck = if further.certain > result.stuck.certain { further } else { result.stuck };
+            explain::stuck(key, calls, &register, &stuck)
+        }),
+        Outcome::Bound => findings.doubt(format!(
+            "Key {key:?}: no order was found with {} states, and the search ended; perhaps there is one.",
+            result.states
+        )),
+    }
+    result.states
 }
 
 /// Whether a read sees a value that no operation can have written.

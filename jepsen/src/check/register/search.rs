@@ -7,6 +7,9 @@
 //! - A read that may come next and sees what the register holds comes next: it changes nothing.
 //! - A write whose value nobody needs any more is *silent*. Silent writes that may come next are put just
 //!   before the next other write, for which they make no difference.
+//! - An operation whose outcome is unknown, and that somebody needs, comes right before one that needs it and may
+//!   come next. Of such operations that do the same, the one invoked first comes first. So they are looked up by
+//!   the value that they write, and only certain operations stand in the list.
 //! - A value that is overwritten while somebody still needs it, and that nobody can write again, ends the try.
 //!   This looks ahead, so the tries of such a search end before the place at which people see what is wrong; a
 //!   search for an explanation goes on to there.
@@ -102,14 +105,18 @@ enum Choice {
 /// Before the first event of the list.
 const HEAD: usize = 0;
 
-/// What is in the order, and what is not yet. The invocation of step `i` is event `2 i + 1`, its completion
-/// event `2 i + 2`.
+/// What is in the order, and what is not yet. The invocation of the certain step `i` is event `2 i + 1`, its
+/// completion event `2 i + 2`.
 struct Search<'a> {
     steps: &'a [Step],
     next: Vec<usize>,
     previous: Vec<usize>,
     /// Steps in the order.
     order: Vec<usize>,
+    /// Whether a step is in the order.
+    taken: Vec<bool>,
+    /// By value: steps that may never take effect and set it, in the order of invocations.
+    unknown: Vec<Vec<usize>>,
     /// The sum of the random numbers of the steps in the order: two sets have the same with a chance of
     /// 2^-128.
     set: u128,
@@ -127,10 +134,14 @@ impl<'a> Search<'a> {
     fn new(register: &'a Register) -> Self {
         let steps = register.steps.as_slice();
         let mut events: Vec<(usize, usize)> = Vec::with_capacity(steps.len() * 2);
+        let mut unknown = vec![Vec::new(); register.values.len()];
         for (place, step) in steps.iter().enumerate() {
-            events.push((step.start, 2 * place + 1));
-            if step.is_certain() {
-                events.push((step.end, 2 * place + 2));
+            match step.action {
+                _ if step.is_certain() => {
+                    events.extend([(step.start, 2 * place + 1), (step.end, 2 * place + 2)]);
+                }
+                Action::Write(new) | Action::Cas(_, new) => unknown[new as usize].push(place),
+                Action::Read(_) => {}
             }
         }
         events.sort_unstable();
@@ -150,6 +161,8 @@ impl<'a> Search<'a> {
             next,
             previous,
             order: Vec::with_capacity(steps.len()),
+            taken: vec![false; steps.len()],
+            unknown,
             set: 0,
             state: NIL,
             certain,
@@ -175,7 +188,7 @@ impl<'a> Search<'a> {
         (self.set, if self.is_silent(self.state) { ValueId::MAX } else { self.state })
     }
 
-    /// The steps that may come next as to real time.
+    /// The certain steps that may come next as to real time.
     fn open(&self) -> impl Iterator<Item = usize> {
         let mut event = self.next[HEAD];
         std::iter::from_fn(move || {
@@ -240,22 +253,52 @@ impl<'a> Search<'a> {
     fn choices(&self) -> Vec<Choice> {
         let mut silent = false;
         let mut steps = Vec::new();
+        let mut needed = Vec::new();
         for place in self.open() {
-            let step = &self.steps[place];
-            match step.action {
-                Action::Read(_) => {}
-                Action::Write(value) if self.is_silent(value) => silent |= step.is_certain(),
+            match self.steps[place].action {
+                Action::Read(value) => needed.push(value),
+                Action::Write(value) if self.is_silent(value) => silent = true,
                 Action::Write(_) => steps.push(place),
-                Action::Cas(old, _) if old != self.state => {}
-                Action::Cas(_, new) => {
-                    if step.is_certain() || !self.is_silent(new) {
-                        steps.push(place);
-                    }
-                }
+                Action::Cas(old, _) if old == self.state => steps.push(place),
+                Action::Cas(old, _) => needed.push(old),
             }
         }
         steps.sort_by_key(|place| self.steps[*place].end);
+        steps.extend(self.unknown_choices(needed));
         steps.into_iter().map(Choice::Step).chain(silent.then_some(Choice::Silent)).collect()
+    }
+
+    /// Steps with unknown outcome that lead to one of the needed values.
+    fn unknown_choices(&self, mut needed: Vec<ValueId>) -> Vec<usize> {
+        let Some(limit) = self.blocked().map(|place| self.steps[place].end) else { return Vec::new() };
+        let mut steps = Vec::new();
+        let mut next = 0;
+        while let Some(value) = needed.get(next) {
+            next += 1;
+            if needed[..next - 1].contains(value) {
+                continue;
+            }
+            let mut actions: Vec<Action> = Vec::new();
+            for place in &self.unknown[*value as usize] {
+                let Step { action, start, .. } = self.steps[*place];
+                if start > limit {
+                    break;
+                }
+                if self.taken[*place] || actions.contains(&action) {
+                    continue;
+                }
+                actions.push(action);
+                if !matches!(action, Action::Cas(old, _) if old != self.state) {
+                    steps.push(*place);
+                }
+            }
+            // A swap may come after another unknown step that writes what it expects.
+            needed.extend(actions.into_iter().filter_map(|action| match action {
+                Action::Cas(old, _) if old != self.state => Some(old),
+                _ => None,
+            }));
+        }
+        steps
     }
 
     /// Puts a choice into the order. False if it cannot lead to an end; then [`Search::undo`] is due.
@@ -278,18 +321,18 @@ impl<'a> Search<'a> {
     fn take_silent(&mut self) {
         let silent: Vec<usize> = self
             .open()
-            .filter(|place| {
-                let step = &self.steps[*place];
-                step.is_certain() && matches!(step.action, Action::Write(value) if self.is_silent(value))
-            })
+            .filter(
+                |place| matches!(self.steps[*place].action, Action::Write(value) if self.is_silent(value)),
+            )
             .collect();
         silent.into_iter().for_each(|place| self.take(place));
     }
 
     fn take(&mut self, place: usize) {
         let step = self.steps[place];
-        self.unlink(2 * place + 1);
+        self.taken[place] = true;
         if step.is_certain() {
+            self.unlink(2 * place + 1);
             self.unlink(2 * place + 2);
             self.certain_left -= 1;
         }
@@ -307,11 +350,12 @@ impl<'a> Search<'a> {
         while self.order.len() > taken {
             let Some(place) = self.order.pop() else { return };
             let step = self.steps[place];
+            self.taken[place] = false;
             if step.is_certain() {
                 self.link(2 * place + 2);
+                self.link(2 * place + 1);
                 self.certain_left += 1;
             }
-            self.link(2 * place + 1);
             self.count(&step, u32::wrapping_add);
             self.set ^= number_of(place);
         }
