@@ -4,20 +4,25 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    BackgroundSession, BsdFileFlags, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
     WriteFlags,
 };
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use super::volume::{Attributes, Refused, Volume};
 
 /// How long the kernel may remember names and attributes: all changes go through it.
 const REMEMBER: Duration = Duration::from_secs(1);
+/// How long an unmount may find files open there, and how often it looks.
+const BUSY_FOR: Duration = Duration::from_secs(10);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 const BLOCK_BYTES: u32 = 4096;
 const MAX_NAME_BYTES: u32 = 255;
 
@@ -140,11 +145,20 @@ impl PowerDisk {
 
     fn detach(&self) -> io::Result<()> {
         self.thaw();
-        let session = self.session.lock().take();
-        match session {
-            Some(session) => session.umount_and_join(),
-            None => Ok(()),
+        let Some(session) = self.session.lock().take() else { return Ok(()) };
+        // A process that is being started still has copies of its parent's open files for a moment.
+        let give_up_at = Instant::now() + BUSY_FOR;
+        while let Err(error) = unmount(&self.path, UnmountFlags::empty()) {
+            if error != Errno::BUSY || Instant::now() >= give_up_at {
+                // Its last file is closed later, and its thread ends then; the path is free from here on.
+                unmount(&self.path, UnmountFlags::DETACH)?;
+                drop(session);
+                return Ok(());
+            }
+            std::thread::sleep(BUSY_PAUSE);
         }
+        // Its thread ends once the kernel has let go of the file system, which may be a moment later.
+        session.join()
     }
 }
 
@@ -158,15 +172,15 @@ impl Drop for PowerDisk {
 
 struct Mounted(Arc<Shared>);
 
-fn errno(refused: Refused) -> Errno {
+fn errno(refused: Refused) -> fuser::Errno {
     match refused {
-        Refused::NotFound => Errno::ENOENT,
-        Refused::Exists => Errno::EEXIST,
-        Refused::NotEmpty => Errno::ENOTEMPTY,
-        Refused::NotADirectory => Errno::ENOTDIR,
-        Refused::IsADirectory => Errno::EISDIR,
-        Refused::Full => Errno::ENOSPC,
-        Refused::Off => Errno::EIO,
+        Refused::NotFound => fuser::Errno::ENOENT,
+        Refused::Exists => fuser::Errno::EEXIST,
+        Refused::NotEmpty => fuser::Errno::ENOTEMPTY,
+        Refused::NotADirectory => fuser::Errno::ENOTDIR,
+        Refused::IsADirectory => fuser::Errno::EISDIR,
+        Refused::Full => fuser::Errno::ENOSPC,
+        Refused::Off => fuser::Errno::EIO,
     }
 }
 
@@ -270,7 +284,7 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         if !flags.is_empty() {
-            return reply.error(Errno::EINVAL);
+            return reply.error(fuser::Errno::EINVAL);
         }
         empty(self.0.volume.lock().rename((parent.0, name), (new_parent.0, new_name)), reply);
     }
