@@ -1,6 +1,7 @@
 //! Where a node keeps its data, and what can be done to that place.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::statvfs;
@@ -36,6 +37,8 @@ pub struct Disk {
 
 /// The file that takes all room on a full disk.
 const FILLER: &str = "filler";
+/// A file system gives room in blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
 
 impl Disk {
     /// Makes the place of the node with this number in `directory`, which exists.
@@ -74,7 +77,8 @@ impl Disk {
         &self.data
     }
 
-    /// Takes all room that is left. What is in files already stays writable.
+    /// Takes all room that is left, also what files have reserved beyond their end: with that, a store would go on
+    /// writing for long. Nothing may be writing meanwhile.
     ///
     /// # Errors
     /// For a plain directory, and where there is no telling how much room is left.
@@ -84,6 +88,7 @@ impl Disk {
             return Ok(());
         }
         let mount = self.small("filled up")?;
+        release_reserved(&self.data).context(|| format!("take back room in {}", self.data.display()))?;
         let filler = mount.join(FILLER);
         // Something may be freed while it is filled.
         for round in 0..3 {
@@ -185,6 +190,20 @@ impl Disk {
     }
 }
 
+/// Frees the blocks that files in the directory have beyond their end. Their content stays.
+fn release_reserved(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        if found.is_dir() {
+            release_reserved(&entry.path())?;
+        } else if found.blocks() * 512 > found.len().next_multiple_of(BLOCK_BYTES) {
+            fs::OpenOptions::new().write(true).open(entry.path())?.set_len(found.len())?;
+        }
+    }
+    Ok(())
+}
+
 /// A directory to mount a node's disk on.
 fn mount_point(number: usize) -> Result<PathBuf> {
     let mount = PathBuf::from(format!("{MOUNTS}/{}/{number}", std::process::id()));
@@ -212,6 +231,22 @@ impl Drop for Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_that_a_file_has_reserved_is_taken_back_and_its_content_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("log");
+        fs::write(&path, b"what was written").unwrap();
+        let reserve = ["-n", "-l", "1048576", &path.to_string_lossy()];
+        if let Err(reason) = run("fallocate", &reserve) {
+            eprintln!("not run: {reason}");
+            return;
+        }
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
+        release_reserved(home.path()).unwrap();
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 <= BLOCK_BYTES);
+        assert_eq!(fs::read(&path).unwrap(), b"what was written");
+    }
 
     #[test]
     fn a_plain_directory_can_be_neither_filled_nor_frozen() {

@@ -12,6 +12,9 @@ use super::tools::{Error, Result};
 /// A node that ended of its own accord is started again after this time, as a supervisor does.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
 
+/// How long a process that is paused may take until it stands still. It waits for what it does with its disk.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
 /// A node that ended of its own accord.
 #[derive(Clone, Debug)]
 pub struct Crash {
@@ -130,7 +133,13 @@ impl Node {
         let mut state = self.state.lock();
         state.full += 1;
         state.was_full = true;
-        self.disk.fill()
+        let Some(process) = &state.process else { return self.disk.fill() };
+        process.pause()?;
+        let filled = process.wait_stopped(STOPPED_WITHIN).and_then(|()| self.disk.fill());
+        match state.paused {
+            0 => process.resume().and(filled),
+            _ => filled,
+        }
     }
 
     pub(super) fn free_disk(&self) -> Result<()> {

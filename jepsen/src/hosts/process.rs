@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::clock::Clock;
-use super::tools::{Context, Result};
+use super::tools::{Context, Error, Result};
 
 /// How to start a node. The same every time.
 #[derive(Clone, Debug)]
@@ -87,6 +88,21 @@ impl Process {
         self.signal(Signal::STOP)
     }
 
+    /// Waits until a process that was [paused](Self::pause) stands still, all of its threads.
+    ///
+    /// # Errors
+    /// Where that does not happen in time.
+    pub fn wait_stopped(&self, within: Duration) -> Result<()> {
+        let until = Instant::now() + within;
+        while !stands_still(self.id()) {
+            if Instant::now() > until {
+                return Err(Error::Other(format!("process {} does not stop within {within:?}", self.id())));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Lets it go on.
     ///
     /// # Errors
@@ -121,6 +137,15 @@ impl Drop for Process {
         // An error means that it has ended already.
         let _ = self.end();
     }
+}
+
+/// Whether no thread of the process runs or waits for its disk.
+fn stands_still(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let states = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    // The state comes after the name, which is in parentheses and may hold some itself.
+    let mut letters = states.filter_map(|stat| stat.rsplit(')').next()?.trim_start().chars().next());
+    letters.all(|letter| matches!(letter, 'T' | 't' | 'Z' | 'X'))
 }
 
 /// The lines of a log that tell of a panic or another end that a node is not meant to have.
