@@ -24,8 +24,8 @@ struct Arguments {
     /// What clients do; see --list
     #[arg(long, value_name = "NAME")]
     workload: Option<Kind>,
-    /// Kinds of faults and groups of them, comma-separated; see --list [default: none; with --all: all]
-    #[arg(long, value_name = "NAME,...")]
+    /// Kinds of faults and groups of them, comma-separated, `-NAME` for not that one; see --list [default: none; with --all: all]
+    #[arg(long, value_name = "NAME,...", allow_hyphen_values = true)]
     nemesis: Option<String>,
     /// How long clients work while faults strike
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -374,8 +374,10 @@ fn print(results: &Results, directory: &Path, output: Output) {
     for anomaly in results.anomalies().take(10) {
         println!("  {}: {}", anomaly.name, anomaly.explanation.replace('\n', "\n    "));
     }
-    for doubt in results.doubts.iter().chain(&results.verdict.notes).chain(&results.notes) {
-        println!("  note: {doubt}");
+    // What the checker worked with is of interest where it is not content.
+    let checker = results.verdict.notes.iter().filter(|_| results.valid != Valid::Valid);
+    for note in results.doubts.iter().chain(checker).chain(&results.notes) {
+        println!("  note: {note}");
     }
 }
 

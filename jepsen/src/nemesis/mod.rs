@@ -193,27 +193,35 @@ pub const GROUPS: [(&str, &str); 6] = [
     ("all", "everything that this machine allows"),
 ];
 
-/// The kinds that a list of names and groups means, each once, in the order of [`Nemesis::ALL`].
+/// The kinds that a list of names and groups means, each once, in the order of [`Nemesis::ALL`]. A name with `-` in
+/// front takes what it means away: `all,-disk-full`.
 ///
 /// # Errors
 /// For a name that is neither a kind nor a group.
 pub fn parse(names: &str) -> Result<Vec<Nemesis>, String> {
-    let mut found = Vec::new();
+    let (mut found, mut without) = (Vec::new(), Vec::new());
     for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let is_group = GROUPS.iter().any(|(group, _)| *group == name);
-        let prefix = format!("{name}-");
-        match name {
-            "none" => {}
-            "all" => found.extend(Nemesis::ALL),
-            _ if is_group => {
-                found.extend(Nemesis::ALL.into_iter().filter(|one| one.name().starts_with(&prefix)))
-            }
-            _ => found.push(name.parse()?),
+        match name.strip_prefix('-') {
+            Some(name) => without.extend(meant(name)?),
+            None => found.extend(meant(name)?),
         }
     }
+    found.retain(|one| !without.contains(one));
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+/// What one name means.
+fn meant(name: &str) -> Result<Vec<Nemesis>, String> {
+    let is_group = GROUPS.iter().any(|(group, _)| *group == name);
+    let prefix = format!("{name}-");
+    Ok(match name {
+        "none" => Vec::new(),
+        "all" => Nemesis::ALL.to_vec(),
+        _ if is_group => Nemesis::ALL.into_iter().filter(|one| one.name().starts_with(&prefix)).collect(),
+        _ => vec![name.parse()?],
+    })
 }
 
 #[cfg(test)]
@@ -235,6 +243,8 @@ mod tests {
         assert_eq!(parse("clock,kill").unwrap(), [Nemesis::Kill, Nemesis::ClockJump, Nemesis::ClockStrobe]);
         assert_eq!(parse("partition").unwrap().len(), 5);
         assert_eq!(parse("all, pause").unwrap(), Nemesis::ALL);
-        assert!(parse("kill,earthquake").is_err());
+        assert_eq!(parse("disk,-disk-full").unwrap(), [Nemesis::DiskSlow]);
+        assert_eq!(parse("-clock,all").unwrap().len(), Nemesis::ALL.len() - 2);
+        assert!(parse("kill,earthquake").is_err() && parse("all,-earthquake").is_err());
     }
 }
