@@ -241,6 +241,15 @@ impl Cluster {
         healed.into_iter().chain([mended]).collect()
     }
 
+    /// Kills all nodes and starts them again, without a pause.
+    ///
+    /// # Errors
+    /// The first, after all was tried.
+    pub fn restart_all(&self) -> Result<()> {
+        let restarted: Vec<_> = self.nodes.iter().map(|node| node.kill().and(node.revive())).collect();
+        restarted.into_iter().collect()
+    }
+
     /// Looks whether nodes have ended of their own accord, notes that, and starts them again. Returns only where a
     /// node can't be started.
     ///

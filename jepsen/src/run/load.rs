@@ -115,10 +115,10 @@ impl Load {
         }
     }
 
-    /// Reads everything back. Returns how many of the reads got no answer.
-    pub(super) async fn close(&self) -> Result<usize> {
+    /// Reads everything back. Returns of each read that got no answer, though it was made again and again, why.
+    pub(super) async fn close(&self) -> Result<Vec<String>> {
         let requests = Arc::new(self.inner.workload.closing());
-        let (next, missing) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (next, missing) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let until = Instant::now() + CLOSE_WITHIN;
         let mut working = JoinSet::new();
         for number in 0..self.inner.clients {
@@ -126,9 +126,8 @@ impl Load {
             let (requests, next, missing) = (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&missing));
             working.spawn(async move {
                 while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if !worker.insist(request, until).await? {
-                        missing.fetch_add(1, Ordering::Relaxed);
-                    }
+                    let refused = worker.insist(request, until).await?;
+                    missing.lock().extend(refused);
                 }
                 Ok(())
             });
@@ -136,7 +135,7 @@ impl Load {
         while let Some(done) = working.join_next().await {
             joined(done)?;
         }
-        Ok(missing.load(Ordering::Relaxed))
+        Ok(std::mem::take(&mut missing.lock()))
     }
 }
 
@@ -188,19 +187,22 @@ impl Worker {
         }
     }
 
-    /// Makes a read until it succeeds, within limits. Returns whether it did.
-    async fn insist(&mut self, request: &Request, until: Instant) -> Result<bool> {
+    /// Makes a read until it succeeds, within limits. Returns why it did not, in the end.
+    async fn insist(&mut self, request: &Request, until: Instant) -> Result<Option<String>> {
+        let mut why = "there was no time left for it".to_owned();
         for _ in 0..CLOSING_ATTEMPTS {
             if Instant::now() >= until {
-                return Ok(false);
+                break;
             }
             match self.make(request).await {
-                Ok(outcome) if outcome.kind() == Kind::Ok => return Ok(true),
-                Ok(_) | Err(Error::Store(_)) => tokio::time::sleep(Duration::from_millis(250)).await,
+                Ok(Outcome::Ok(..)) => return Ok(None),
+                Ok(Outcome::Fail(error) | Outcome::Info(error)) => why = error,
+                Err(Error::Store(error)) => why = error.to_string(),
                 Err(error) => return Err(error),
             }
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
-        Ok(false)
+        Ok(Some(why))
     }
 
     /// Makes a request and writes it down.

@@ -49,7 +49,6 @@ struct Ran {
     history: History,
     faults: Vec<Happened>,
     findings: Vec<Anomaly>,
-    doubts: Vec<String>,
     crashes: Vec<CrashTold>,
 }
 
@@ -86,7 +85,7 @@ impl Run {
             began_unix_ms,
             verdict,
             findings: ran.findings,
-            doubts: ran.doubts,
+            doubts: self.doubts(&ran.faults),
             notes: self
                 .missing()
                 .into_iter()
@@ -134,16 +133,26 @@ impl Run {
             failed = cluster.supervise() => match failed? {},
         };
         progress.phase("healing");
-        let (mut findings, mut doubts) = (Vec::new(), Vec::new());
-        self.recover(&cluster, &mut findings).await?;
-        if findings.is_empty() {
+        let mut findings = Vec::new();
+        let is_well = self.recover(&cluster, &mut findings).await?;
+        if is_well {
             progress.phase("reading everything back");
             let missing = load.close().await?;
-            if missing > 0 {
-                doubts.push(format!("{missing} of the reads at the end got no answer"));
+            if let Some(why) = missing.last() {
+                let told = format!(
+                    "all nodes serve, and {} of the reads at the end get no answer, the last because: {why}",
+                    missing.len()
+                );
+                findings.push(finding("not-readable", told));
             }
         }
-        let crashes = self.finish(&cluster, &recorder, &mut findings, progress).await?;
+        if is_well {
+            progress.phase("comparing replicas");
+            if let Err(error) = cluster.compare_replicas().await {
+                findings.push(finding("replicas-differ", error.to_string()));
+            }
+        }
+        let crashes = self.finish(&cluster, &recorder, &mut findings).await?;
         drop(load);
         let recorder = Arc::into_inner(recorder).ok_or_else(|| {
             Error::Other("a client still works when all have ended: a fault of the harness".into())
@@ -152,38 +161,38 @@ impl Run {
             recorder.finish().map_err(|source| Error::Io { what: "write the history".into(), source })?;
         let history =
             History::new(ops).map_err(|error| Error::Other(format!("the history is malformed: {error}")))?;
-        Ok(Ran { history, faults, findings, doubts, crashes })
+        Ok(Ran { history, faults, findings, crashes })
     }
 
-    /// Ends all faults, and waits until all nodes serve.
-    async fn recover(&self, cluster: &Arc<Cluster>, findings: &mut Vec<Anomaly>) -> Result<()> {
-        let healed = Arc::clone(cluster);
-        let healed = tokio::task::spawn_blocking(move || healed.heal()).await;
-        healed.map_err(|error| Error::Other(format!("healing ended early: {error}")))??;
-        let well = tokio::select! {
-            well = cluster.wait_well(WELL_WITHIN) => well,
-            failed = cluster.supervise() => match failed? {},
-        };
-        if let Err(error) = well {
-            findings.push(finding("not-recovered", error.to_string()));
+    /// Ends all faults, and waits until all nodes serve. Where they don't by themselves, that is a finding, and they are
+    /// started again, so that what they hold can be judged all the same. Returns whether they serve in the end.
+    async fn recover(&self, cluster: &Arc<Cluster>, findings: &mut Vec<Anomaly>) -> Result<bool> {
+        blocking(cluster, Cluster::heal).await?;
+        let Err(error) = Self::wait_well(cluster).await? else { return Ok(true) };
+        findings.push(finding("not-recovered", error.to_string()));
+        blocking(cluster, Cluster::restart_all).await?;
+        let again = Self::wait_well(cluster).await?;
+        if let Err(error) = &again {
+            findings.push(finding("not-recovered", format!("after a restart of all nodes: {error}")));
         }
-        Ok(())
+        Ok(again.is_ok())
     }
 
-    /// Compares replicas, stops the nodes, and tells what they did besides serving.
+    /// Waits until all nodes serve: the inner error says that they don't in time.
+    async fn wait_well(cluster: &Cluster) -> Result<Result<()>> {
+        tokio::select! {
+            well = cluster.wait_well(WELL_WITHIN) => Ok(well),
+            failed = cluster.supervise() => match failed? {},
+        }
+    }
+
+    /// Stops the nodes, and tells what they did besides serving.
     async fn finish(
         &self,
         cluster: &Arc<Cluster>,
         recorder: &Recorder,
         findings: &mut Vec<Anomaly>,
-        progress: &Progress,
     ) -> Result<Vec<CrashTold>> {
-        progress.phase("comparing replicas");
-        if findings.is_empty()
-            && let Err(error) = cluster.compare_replicas().await
-        {
-            findings.push(finding("replicas-differ", error.to_string()));
-        }
         cluster.look_after()?;
         let late = cluster.stop().await;
         if !late.is_empty() {
@@ -232,6 +241,15 @@ impl Run {
         nemeses.copied().filter(|kind| kind.missing(&self.means).is_none()).collect()
     }
 
+    /// Why the run says less than it was meant to: faults were asked for, and none struck.
+    fn doubts(&self, faults: &[Happened]) -> Vec<String> {
+        let struck = faults.iter().any(|fault| fault.error.is_none());
+        match struck || self.parameters.nemeses.is_empty() {
+            true => Vec::new(),
+            false => vec!["no fault struck, though some were asked for: give the run more time".into()],
+        }
+    }
+
     fn schedule(&self) -> Vec<nemesis::Fault> {
         nemesis::schedule(&Plan {
             kinds: self.kinds(),
@@ -250,6 +268,13 @@ impl Run {
         };
         Ok(Recorder::new(file("history.edn")?, file("history.jsonl")?))
     }
+}
+
+/// Does something to the cluster that blocks.
+async fn blocking(cluster: &Arc<Cluster>, act: fn(&Cluster) -> Result<()>) -> Result<()> {
+    let cluster = Arc::clone(cluster);
+    let done = tokio::task::spawn_blocking(move || act(&cluster)).await;
+    done.map_err(|error| Error::Other(format!("work on the cluster ended early: {error}")))?
 }
 
 /// Writes `results.json` and `report.html`.
