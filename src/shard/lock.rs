@@ -256,8 +256,7 @@ pub(super) enum Access<'k> {
 }
 
 /// A lock that excludes the access: another transaction's, and of whatever is no prepare also its own id's, which
-/// somebody has used twice. Costs nothing while the shard has no locks that
-/// could.
+/// somebody has used twice. Costs nothing while the shard has no locks that could.
 pub(super) fn excluding(view: &dyn View, context: Context<'_>, access: Access<'_>) -> Result<Option<Lock>> {
     let counts = context.counts;
     let found = match access {

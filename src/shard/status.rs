@@ -89,7 +89,8 @@ pub struct Unfinished {
 }
 
 /// The COMMITTED records with a primary in a range of internal keys, in key order, without those of
-/// transactions that are `known`, at most `limit`: what a new leader finishes and forgets (rules R7 and R11). Walks over all markers of the range: ask only where `State.counts.committed` is not 0.
+/// transactions that are `known`, at most `limit`: what a new leader finishes and forgets (rules R7 and R11).
+/// Walks over all markers of the range: ask only where `State.counts.committed` is not 0.
 pub fn unfinished(
     view: &dyn View,
     range: &KeyRange,

@@ -160,7 +160,18 @@ async fn locks_on(node: &Process) -> Result<u64, String> {
 async fn the_books_balance_while_coordinators_are_killed() {
     let seconds =
         std::env::var("KVORUM_TEST_BANK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
-    let mut cluster = Cluster::start(3, SHARDS).await;
+    keep_books(3, seconds).await;
+}
+
+/// With more nodes than replicas, those who meet a lock often have no replica of the shard that knows its fate.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_balance_with_more_nodes_than_replicas() {
+    keep_books(5, 15).await;
+}
+
+/// Transfers, snapshots and kills of the node that coordinates most, then the books.
+async fn keep_books(nodes: usize, seconds: u64) {
+    let mut cluster = Cluster::start(nodes, SHARDS).await;
     let client = cluster.client().await;
     open_accounts(&client).await;
     let (stop, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(Ends::default()));

@@ -1,5 +1,6 @@
 //! Finds the leader of the shard that holds a key, and sends it commands and questions.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::node::member::Member;
 use crate::raft::Leadership;
 use crate::types::{Error, KeyRange, NodeId, Outcome, Refusal, Result, TxnId};
 
-/// How long one attempt may take before it counts as failed.
+/// How long one attempt may take, over all nodes that it asks, before it counts as failed.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What came of one attempt.
@@ -66,33 +67,52 @@ impl Router {
         })
     }
 
-    /// Tries once to have the leader of the shard that holds `to` answer.
+    /// Has the leader of the shard that holds `to` answer. Where it is not known, or is not whom this node believes, its
+    /// replicas are asked in turn, and whoever they name.
     pub async fn attempt(&self, txn: TxnId, to: &Bytes, ask: Ask) -> Attempt {
-        let failed = Attempt::Failed;
         let Some(member) = self.member.upgrade() else {
-            return failed(Error::unavailable("the node is stopping"));
+            return Attempt::Failed(Error::unavailable("the node is stopping"));
         };
-        let call = Call { txn, to: to.clone(), timeout_ms: ATTEMPT_TIMEOUT.as_millis() as u64, ask };
-        let leader = match leader_of(&member, to).await {
-            Ok(Some(leader)) => leader,
-            Ok(None) => return failed(Error::unavailable("no leader of the shard is known: retry")),
-            Err(error) => return failed(error),
+        let mut candidates = match candidates(&member, to).await {
+            Ok(candidates) => VecDeque::from(candidates),
+            Err(error) => return Attempt::Failed(error),
         };
-        let answer = if leader == member.record().id {
-            wire::serve(member.replicas(), call, Instant::now() + ATTEMPT_TIMEOUT).await
-        } else {
-            let body = Bytes::from(codec::encode(&call));
-            match member.host().call(leader, wire::CALL, body, ATTEMPT_TIMEOUT).await {
-                Ok(reply) => wire::decode_reply(&reply),
-                // The other node may have got it all the same.
-                Err(error) => return failed(error),
+        let end = Instant::now() + ATTEMPT_TIMEOUT;
+        let mut failed = Error::unavailable("no leader of the shard is known: retry");
+        let mut asked = Vec::new();
+        while let Some(node) = candidates.pop_front() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
             }
-        };
-        match answer {
-            Ok(Answer::Outcome(Outcome::Refused(Refusal::OutOfRange))) => Attempt::WrongShard,
-            Ok(answer) => Attempt::Answered(answer),
-            Err(error) => failed(error),
+            if asked.contains(&node) {
+                continue;
+            }
+            asked.push(node);
+            let timeout_ms = left.as_millis() as u64;
+            match self
+                .ask(&member, node, Call { txn, to: to.clone(), timeout_ms, ask: ask.clone() }, left)
+                .await
+            {
+                Ok(Answer::Outcome(Outcome::Refused(Refusal::OutOfRange))) => return Attempt::WrongShard,
+                Ok(answer) => return Attempt::Answered(answer),
+                // What may have been done there is recognised where it is sent next.
+                Err(error) => {
+                    let named = error.moved.as_ref().and_then(|moved| moved.leader.as_ref());
+                    named.into_iter().for_each(|leader| candidates.push_front(leader.node));
+                    failed = error;
+                }
+            }
         }
+        Attempt::Failed(failed)
+    }
+
+    async fn ask(&self, member: &Member, node: NodeId, call: Call, timeout: Duration) -> Result<Answer> {
+        if node == member.record().id {
+            return wire::serve(member.replicas(), call, Instant::now() + timeout).await;
+        }
+        let body = Bytes::from(codec::encode(&call));
+        wire::decode_reply(&member.host().call(node, wire::CALL, body, timeout).await?)
     }
 
     /// The ranges of the shards that hold `spans`, as far as this node knows.
@@ -128,20 +148,24 @@ impl Router {
     }
 }
 
-/// Who leads the shard that holds the key: this node's replica knows, or the catalogue of shards.
-async fn leader_of(member: &Member, key: &[u8]) -> Result<Option<NodeId>> {
-    if let Some(replica) = member.replicas().holding(key) {
-        return Ok(match replica.group().leadership() {
+/// Who may lead the shard that holds the key, most likely first: this node's replica knows, or the catalogue of
+/// shards, which may not.
+async fn candidates(member: &Member, key: &[u8]) -> Result<Vec<NodeId>> {
+    let (leader, replicas) = if let Some(replica) = member.replicas().holding(key) {
+        let leader = match replica.group().leadership() {
             Leadership::Leading(_) => Some(member.record().id),
             Leadership::Following { leader } => leader,
             Leadership::Stopped { .. } => None,
-        });
-    }
-    let shards = cluster_map::placements(member).await?;
-    let holder = shards.into_iter().find(|(descriptor, _)| descriptor.range.contains(key));
-    Ok(holder.and_then(
-        |(descriptor, leader)| {
-            if leader == NodeId(0) { descriptor.replicas.first().copied() } else { Some(leader) }
-        },
-    ))
+        };
+        (leader, replica.group().state().descriptor.replicas.clone())
+    } else {
+        let shards = cluster_map::placements(member).await?;
+        match shards.into_iter().find(|(descriptor, _)| descriptor.range.contains(key)) {
+            Some((descriptor, leader)) => {
+                (Some(leader).filter(|leader| *leader != NodeId(0)), descriptor.replicas)
+            }
+            None => (None, Vec::new()),
+        }
+    };
+    Ok(leader.into_iter().chain(replicas).collect())
 }

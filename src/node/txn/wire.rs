@@ -65,14 +65,14 @@ pub enum Answer {
 #[derive(Serialize, Deserialize)]
 enum Reply {
     Answer(Answer),
-    Failed { kind: ErrorKind, message: String },
+    Failed { kind: ErrorKind, message: String, moved: Option<Box<Moved>> },
 }
 
 /// The body of a reply.
 pub fn encode_reply(result: Result<Answer>) -> Bytes {
     let reply = match result {
         Ok(answer) => Reply::Answer(answer),
-        Err(error) => Reply::Failed { kind: error.kind, message: error.message },
+        Err(error) => Reply::Failed { kind: error.kind, message: error.message, moved: error.moved },
     };
     codec::encode(&reply).into()
 }
@@ -81,7 +81,7 @@ pub fn encode_reply(result: Result<Answer>) -> Bytes {
 pub fn decode_reply(body: &[u8]) -> Result<Answer> {
     match codec::decode(body, "a reply about a transaction")? {
         Reply::Answer(answer) => Ok(answer),
-        Reply::Failed { kind, message } => Err(Error::new(kind, message)),
+        Reply::Failed { kind, message, moved } => Err(Error { moved, ..Error::new(kind, message) }),
     }
 }
 
