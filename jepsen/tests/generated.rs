@@ -76,10 +76,9 @@ fn a_history_is_judged_alike_from_both_files() {
     }
 }
 
-/// Times of large histories: `cargo test --package kvorum-jepsen --test generated -- --ignored --nocapture`.
+/// Prints times for people too: `cargo test --package kvorum-jepsen --test generated -- --nocapture large hundred`.
 #[test]
-#[ignore = "takes long; its times are for people to read"]
-fn times_of_a_hundred_thousand_operations() {
+fn a_hundred_thousand_operations_are_judged_right() {
     for workload in WORKLOADS.into_iter().chain(["register-one-key"]) {
         for clients in [10, 50] {
             let shape = Shape { clients, ..Shape::new(workload, 42, 100_000) };
@@ -111,11 +110,10 @@ fn times_of_a_hundred_thousand_operations() {
     }
 }
 
-/// Times of the hardest large histories: a store that forgets the last append in a tenth of its reads, and clients
+/// The hardest large histories: a store that forgets the last append in a tenth of its reads, and clients
 /// of one register of whom a third get no answer.
 #[test]
-#[ignore = "takes long; its times are for people to read"]
-fn times_of_hard_histories() {
+fn large_histories_that_are_hard_are_judged_right() {
     let mut ops = generate(&Shape { clients: 50, ..Shape::new("append", 42, 100_000) });
     for op in ops.iter_mut().filter(|op| op.index % 10 == 0) {
         let Value::Txn(steps) = &mut op.value else { continue };

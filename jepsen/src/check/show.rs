@@ -63,3 +63,8 @@ pub(crate) fn list(elements: &[i64]) -> String {
     }
     format!("[{}]", words.join(" "))
 }
+
+/// A value that may be absent.
+pub(crate) fn version(value: Option<i64>) -> String {
+    value.map_or("nothing".to_owned(), |value| value.to_string())
+}

@@ -9,53 +9,41 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
-use super::{Outcome, ReadLevel, Request, Workload, placed};
+use super::{Outcome, ReadLevel, Request, Rotation, Workload, placed};
 use crate::history::{F, MicroOp, Seen, Value};
 
 /// Lists in use at a time.
 const ACTIVE: usize = 6;
 /// A list gets so many appends, and then another one takes its place.
-const APPENDS: i64 = 32;
+const APPENDS: u32 = 32;
 /// The longest transaction.
 const STEPS: usize = 4;
 
 /// The workload `append`.
-#[derive(Default)]
 pub struct Append {
-    state: Mutex<State>,
+    lists: Mutex<Rotation>,
 }
 
-#[derive(Default)]
-struct State {
-    /// Lists in use, and how many appends each had.
-    active: Vec<(u32, i64)>,
-    next_list: u32,
-}
-
-impl State {
-    fn step(&mut self, rng: &mut SmallRng) -> MicroOp {
-        while self.active.len() < ACTIVE {
-            self.active.push((self.next_list, 0));
-            self.next_list += 1;
-        }
-        let at = rng.random_range(0..ACTIVE);
-        let (list, appends) = self.active[at];
-        if rng.random() {
-            return MicroOp::read(list.to_string());
-        }
-        self.active[at].1 += 1;
-        if appends + 1 >= APPENDS {
-            self.active.remove(at);
-        }
-        MicroOp::append(list.to_string(), appends + 1)
+impl Default for Append {
+    fn default() -> Self {
+        Self { lists: Mutex::new(Rotation::new(ACTIVE, APPENDS)) }
     }
+}
+
+fn step(lists: &mut Rotation, rng: &mut SmallRng) -> MicroOp {
+    let place = lists.pick(rng);
+    if rng.random() {
+        return MicroOp::read(lists.number(place).to_string());
+    }
+    let (list, appends) = lists.spend(place);
+    MicroOp::append(list.to_string(), i64::from(appends))
 }
 
 impl Workload for Append {
     fn next(&self, rng: &mut SmallRng) -> Request {
         let count = rng.random_range(1..=STEPS);
-        let mut state = self.state.lock();
-        Request::whole(F::Txn, Value::Txn((0..count).map(|_| state.step(rng)).collect()))
+        let mut lists = self.lists.lock();
+        Request::whole(F::Txn, Value::Txn((0..count).map(|_| step(&mut lists, rng)).collect()))
     }
 
     fn perform<'a>(
@@ -68,14 +56,13 @@ impl Workload for Append {
     }
 
     fn closing(&self) -> Vec<Request> {
-        let lists: Vec<u32> = (0..self.state.lock().next_list).collect();
+        let lists: Vec<u32> = (0..self.lists.lock().count()).collect();
         let read = |some: &[u32]| some.iter().map(|list| MicroOp::read(list.to_string())).collect();
         lists.chunks(STEPS).map(|some| Request::whole(F::Txn, Value::Txn(read(some)))).collect()
     }
 
     fn hot_key(&self) -> String {
-        let list = self.state.lock().active.first().map_or(0, |(list, _)| *list);
-        stored(&list.to_string())
+        stored(&self.lists.lock().hot().to_string())
     }
 }
 

@@ -9,7 +9,7 @@ use kvorum::{Client, Error, ErrorKind};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::outcome::number;
+use super::outcome::{number, one_by_one};
 use super::{Outcome, ReadLevel, Request, Workload, placed};
 use crate::history::{F, Value};
 
@@ -135,17 +135,7 @@ async fn read(client: &Client) -> Answer {
             let at = client.timestamp().await?;
             (client.snapshot(at).get_many(keys).await?, at)
         }
-        _ => {
-            let read = client.read_only(|txn| async move {
-                let mut records = Vec::new();
-                for key in keys {
-                    records.push(txn.get(key).await?);
-                }
-                Ok(records)
-            });
-            let read = read.await?;
-            (read.value, read.commit_ts)
-        }
+        _ => one_by_one(client, keys).await?,
     };
     let mut balances = BTreeMap::new();
     for (account, record) in accounts().zip(&records) {

@@ -10,7 +10,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use super::outcome::number;
+use super::outcome::{number, one_by_one};
 use super::{Outcome, ReadLevel, Request, Workload, placed};
 use crate::history::{F, MicroOp, Seen, Value};
 
@@ -110,16 +110,7 @@ async fn perform(client: &Client, request: &Request) -> Result<(Value, Option<u6
         let values = client.get_many(&keys).await?;
         (values.records, values.at_ts)
     } else {
-        let keys = &keys;
-        let read = client.read_only(|txn| async move {
-            let mut records = Vec::new();
-            for key in keys {
-                records.push(txn.get(key).await?);
-            }
-            Ok(records)
-        });
-        let read = read.await?;
-        (read.value, read.commit_ts)
+        one_by_one(client, &keys).await?
     };
     let mut seen = Vec::new();
     for (step, record) in steps.iter().zip(records) {

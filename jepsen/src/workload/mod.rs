@@ -23,7 +23,7 @@ use kvorum::Client;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 
-pub use keys::{placed, split_keys};
+pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
 
 use crate::history::{F, MicroOp, Value};

@@ -1,6 +1,7 @@
 //! What came of a request, and how the store's answers become that.
 
-use kvorum::{Error, ErrorKind};
+use kvorum::client::{Record, Timestamp};
+use kvorum::{Client, Error, ErrorKind};
 
 use super::Request;
 use crate::history::{Kind, Op, Value};
@@ -86,6 +87,22 @@ pub fn number(bytes: &[u8]) -> Result<i64, Error> {
     parsed.ok_or_else(|| {
         Error::corrupt(format!("a key holds {:?}, which no client wrote", String::from_utf8_lossy(bytes)))
     })
+}
+
+/// Reads keys one after the other in a read-only transaction: all as of its one instant.
+///
+/// # Errors
+/// The store's.
+pub async fn one_by_one(client: &Client, keys: &[String]) -> Result<(Vec<Option<Record>>, Timestamp), Error> {
+    let read = client.read_only(|txn| async move {
+        let mut records = Vec::new();
+        for key in keys {
+            records.push(txn.get(key).await?);
+        }
+        Ok(records)
+    });
+    let read = read.await?;
+    Ok((read.value, read.commit_ts))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
-use super::{Outcome, ReadLevel, Request, Workload, placed};
+use super::{Outcome, ReadLevel, Request, Rotation, Workload, placed};
 use crate::history::{F, Value};
 
 /// Keys in use at a time.
@@ -20,34 +20,28 @@ const ACTIVE: usize = 4;
 const REQUESTS_A_KEY: u32 = 150;
 
 /// The workload `register`.
-#[derive(Default)]
 pub struct Register {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
-    active: Vec<(String, u32)>,
-    next_key: u32,
+    keys: Rotation,
     next_value: i64,
     /// What keys held when a client last saw them: a compare-and-swap guesses from it.
     seen: HashMap<String, Option<i64>>,
 }
 
+impl Default for Register {
+    fn default() -> Self {
+        let keys = Rotation::new(ACTIVE, REQUESTS_A_KEY);
+        Self { state: Mutex::new(State { keys, next_value: 0, seen: HashMap::new() }) }
+    }
+}
+
 impl State {
     fn key(&mut self, rng: &mut SmallRng) -> String {
-        while self.active.len() < ACTIVE {
-            self.active.push((format!("r{}", self.next_key), 0));
-            self.next_key += 1;
-        }
-        let at = rng.random_range(0..ACTIVE);
-        let (key, requests) = &mut self.active[at];
-        *requests += 1;
-        let (key, is_done) = (key.clone(), *requests >= REQUESTS_A_KEY);
-        if is_done {
-            self.active.remove(at);
-        }
-        key
+        let place = self.keys.pick(rng);
+        register(self.keys.spend(place).0)
     }
 
     fn value(&mut self) -> i64 {
@@ -98,13 +92,17 @@ impl Workload for Register {
     }
 
     fn closing(&self) -> Vec<Request> {
-        let keys = self.state.lock().next_key;
-        (0..keys).map(|key| Request::of(format!("r{key}"), F::Read, Value::Nil)).collect()
+        let keys = self.state.lock().keys.count();
+        (0..keys).map(|key| Request::of(register(key), F::Read, Value::Nil)).collect()
     }
 
     fn hot_key(&self) -> String {
-        placed(self.state.lock().active.first().map_or("r0", |(key, _)| key))
+        placed(&register(self.state.lock().keys.hot()))
     }
+}
+
+fn register(number: u32) -> String {
+    format!("r{number}")
 }
 
 /// Makes a request about the register that is stored under `stored`.

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
-use super::{Outcome, ReadLevel, Request, Workload, placed};
+use super::{Outcome, ReadLevel, Request, Rotation, Workload, placed};
 use crate::history::{F, MicroOp, Seen, Value};
 
 /// Pairs in use at a time.
@@ -17,33 +17,26 @@ const ACTIVE: usize = 3;
 const REQUESTS: u32 = 40;
 
 /// The workload `write-skew`.
-#[derive(Default)]
 pub struct WriteSkew {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
-    /// Pairs in use, and how often each was asked for.
-    active: Vec<(u32, u32)>,
-    pairs: u32,
+    pairs: Rotation,
     next_value: i64,
+}
+
+impl Default for WriteSkew {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { pairs: Rotation::new(ACTIVE, REQUESTS), next_value: 0 }) }
+    }
 }
 
 impl Workload for WriteSkew {
     fn next(&self, rng: &mut SmallRng) -> Request {
         let mut state = self.state.lock();
-        while state.active.len() < ACTIVE {
-            let pair = state.pairs;
-            state.active.push((pair, 0));
-            state.pairs += 1;
-        }
-        let at = rng.random_range(0..ACTIVE);
-        state.active[at].1 += 1;
-        let (pair, requests) = state.active[at];
-        if requests >= REQUESTS {
-            state.active.remove(at);
-        }
+        let place = state.pairs.pick(rng);
+        let (pair, _) = state.pairs.spend(place);
         let mut steps = read_both(pair, rng.random());
         if rng.random_ratio(2, 3) {
             state.next_value += 1;
@@ -62,12 +55,12 @@ impl Workload for WriteSkew {
     }
 
     fn closing(&self) -> Vec<Request> {
-        let pairs = self.state.lock().pairs;
+        let pairs = self.state.lock().pairs.count();
         (0..pairs).map(|pair| Request::whole(F::Txn, Value::Txn(read_both(pair, false)))).collect()
     }
 
     fn hot_key(&self) -> String {
-        placed(&key(self.state.lock().active.first().map_or(0, |(pair, _)| *pair), false))
+        placed(&key(self.state.lock().pairs.hot(), false))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::show;
+use crate::check::show;
 use crate::check::verdict::Findings;
 use crate::history::{Call, F, History, Kind, MicroOp, Seen, Value};
 

@@ -5,9 +5,9 @@ mod depend;
 mod order;
 mod values;
 
-use super::graph::{self, CYCLES, Class, Hop};
+use super::graph::{self, Class, Nodes, Told};
 use super::verdict::Findings;
-use super::{Checker, Options, Verdict, show};
+use super::{Checker, Options, Verdict};
 use crate::history::History;
 use collect::Txns;
 use order::Orders;
@@ -59,17 +59,8 @@ impl Checker for Append {
     }
 
     fn anomalies(&self) -> &'static [&'static str] {
-        const NAMES: [&str; 16] = {
-            let mut names = [INTERNAL; 16];
-            let own = [INTERNAL, DUPLICATE, UNWRITTEN, LOST, INCOMPATIBLE, DIRTY, G1A, G1B];
-            let mut place = 0;
-            while place < 8 {
-                names[place] = own[place];
-                names[place + 8] = CYCLES[place];
-                place += 1;
-            }
-            names
-        };
+        const NAMES: [&str; 16] =
+            graph::with_cycles([INTERNAL, DUPLICATE, UNWRITTEN, LOST, INCOMPATIBLE, DIRTY, G1A, G1B]);
         &NAMES
     }
 
@@ -81,16 +72,9 @@ impl Checker for Append {
         order::check_lost(&txns, &orders, &mut findings);
         let graph = depend::graph(&txns, &orders, &mut findings);
         findings.stat("keys", txns.keys.len());
-        findings.stat("dependencies", graph.len());
-        let (cycles, cut) = graph::find_cycles(&graph, self.options.max_search);
-        for cycle in &cycles {
-            findings.anomaly(graph::name(cycle), || explain(&txns, cycle));
-        }
-        if cut {
-            findings.note(
-                "The search for shortest cycles was cut off: there may be shorter ones, of a stronger sort.",
-            );
-        }
+        let call = |node: u32| &txns.all[txns.committed[node as usize]].call;
+        let nodes = Nodes { call, keys: &txns.keys };
+        graph::report(&graph, self.options.max_search, &nodes, graph::name, tell, &mut findings);
         let reads = txns.all.iter().filter(|txn| txn.is_ok() && txn.sees_something()).count();
         let appends = txns.all.iter().filter(|txn| txn.is_ok() && txn.appends_something()).count();
         findings.need_success(history);
@@ -100,21 +84,13 @@ impl Checker for Append {
     }
 }
 
-/// The entries of a cycle and why each transaction must come before the next.
-fn explain(txns: &Txns<'_>, cycle: &[Hop]) -> (Vec<u64>, String) {
-    let text = |value: Option<i64>| value.map_or("nothing".to_owned(), |value| value.to_string());
-    graph::explain(
-        cycle,
-        |node| &txns.all[txns.committed[node as usize]].call,
-        |hop, a, b| {
-            let key = txns.keys.get(hop.why.key as usize).copied().unwrap_or_default();
-            let (from, to) = (text(hop.why.from), text(hop.why.to));
-            match hop.class {
-                Class::Ww => format!("{b} appended {to} to {key} after {from}, which {a} appended (ww)"),
-                Class::Wr => format!("{b} read {key} up to {from}, which {a} appended (wr)"),
-                Class::Rw => format!("{a} read {key} up to {from}, and {b} appended {to} after that (rw)"),
-                Class::Realtime => format!("{a} had ended before {b} began (real time)"),
-            }
-        },
-    )
+/// Why one transaction must come before another.
+fn tell(Told { class, a, b, key, from, to }: &Told<'_>) -> String {
+    match class {
+        Class::Ww => format!("{b} appended {to} to {key} after {from}, which {a} appended (ww)"),
+        Class::Wr => format!("{b} read {key} up to {from}, which {a} appended (wr)"),
+        Class::Rw | Class::Realtime => {
+            format!("{a} read {key} up to {from}, and {b} appended {to} after that (rw)")
+        }
+    }
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::collect::{Step, Txns};
-use super::{INCOMPATIBLE, LOST, show};
+use super::{INCOMPATIBLE, LOST};
+use crate::check::show;
 use crate::check::verdict::Findings;
 
 /// A read of a list by a successful transaction.

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::collect::{Step, Txn, Txns};
-use super::{DIRTY, DUPLICATE, G1A, G1B, INTERNAL, UNWRITTEN, show};
+use super::{DIRTY, DUPLICATE, G1A, G1B, INTERNAL, UNWRITTEN};
+use crate::check::show;
 use crate::check::verdict::Findings;
 
 /// Checks every read of every successful transaction.

@@ -1,10 +1,10 @@
 //! Dependencies between transactions: who must come before whom, and why.
 
 mod cycles;
-mod explain;
+mod report;
 
 pub(crate) use cycles::{CYCLES, Hop, find_cycles, name};
-pub(crate) use explain::explain;
+pub(crate) use report::{Nodes, Told, report, with_cycles};
 
 /// Why one transaction must come before another. The classes are Adya's, and real time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,7 +4,7 @@ mod collect;
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::graph::{self, Class, Graph, Hop, Why};
+use super::graph::{self, Class, Graph, Hop, Nodes, Told, Why};
 use super::verdict::Findings;
 use super::{Checker, Options, Verdict, show};
 use crate::history::History;
@@ -46,22 +46,8 @@ impl Checker for WriteSkew {
     }
 
     fn anomalies(&self) -> &'static [&'static str] {
-        &[
-            SKEW,
-            LOST_UPDATE,
-            INTERNAL,
-            UNWRITTEN,
-            G1A,
-            G1B,
-            "G0",
-            "G1c",
-            "G-single",
-            "G2-item",
-            "G0-realtime",
-            "G1c-realtime",
-            "G-single-realtime",
-            "G2-item-realtime",
-        ]
+        const NAMES: [&str; 14] = graph::with_cycles([SKEW, LOST_UPDATE, INTERNAL, UNWRITTEN, G1A, G1B]);
+        &NAMES
     }
 
     fn check(&self, history: &History) -> Verdict {
@@ -69,22 +55,15 @@ impl Checker for WriteSkew {
         let txns = Txns::new(history, &mut findings);
         check_values(&txns, &mut findings);
         let graph = dependencies(&txns, &mut findings);
-        let (cycles, cut) = graph::find_cycles(&graph, self.options.max_search);
-        for cycle in &cycles {
-            let name = match graph::name(cycle) {
-                "G2-item" if cycle.len() == 2 => SKEW,
-                other => other,
-            };
-            findings.anomaly(name, || explain(&txns, cycle));
-        }
-        if cut {
-            findings.note(
-                "The search for shortest cycles was cut off: there may be shorter ones, of a stronger sort.",
-            );
-        }
+        let call = |node: u32| &txns.all[txns.committed[node as usize]].call;
+        let nodes = Nodes { call, keys: &txns.keys };
+        let name = |cycle: &[Hop]| match graph::name(cycle) {
+            "G2-item" if cycle.len() == 2 => SKEW,
+            other => other,
+        };
+        graph::report(&graph, self.options.max_search, &nodes, name, tell, &mut findings);
         let decided =
             txns.all.iter().filter(|txn| txn.call.is_ok() && txn.reads_more_than_it_writes()).count();
-        findings.stat("dependencies", graph.len());
         findings.need_success(history);
         findings.need(
             "a successful transaction that writes a key and reads another",
@@ -109,7 +88,11 @@ fn check_values(txns: &Txns<'_>, findings: &mut Findings) {
             };
             match known.insert(key, value) {
                 Some(before) if before != value => findings.anomaly(INTERNAL, || {
-                    let text = format!("{}\nIt must read {key} as {}.", show::call(&txn.call), text(before));
+                    let text = format!(
+                        "{}\nIt must read {key} as {}.",
+                        show::call(&txn.call),
+                        show::version(before)
+                    );
                     (txn.call.indexes(), text)
                 }),
                 Some(_) => {}
@@ -213,30 +196,19 @@ fn report_lost_update(
             "{}\n{}\nBoth read {key} as {} and replaced it: the first to commit is overwritten unseen.",
             show::call(a),
             show::call(b),
-            text(value)
+            show::version(value)
         );
         (a.indexes().into_iter().chain(b.indexes()).collect(), text)
     });
 }
 
-/// The entries of a cycle and why each transaction must come before the next.
-fn explain(txns: &Txns<'_>, cycle: &[Hop]) -> (Vec<u64>, String) {
-    graph::explain(
-        cycle,
-        |node| &txns.all[txns.committed[node as usize]].call,
-        |hop, a, b| {
-            let key = txns.keys.get(hop.why.key as usize).copied().unwrap_or_default();
-            let (from, to) = (text(hop.why.from), text(hop.why.to));
-            match hop.class {
-                Class::Ww => format!("{b} replaced {from}, which {a} wrote to {key}, by {to} (ww)"),
-                Class::Wr => format!("{b} read {key} as {from}, which {a} wrote (wr)"),
-                Class::Rw => format!("{a} read {key} as {from}, and {b} replaced that by {to} (rw)"),
-                Class::Realtime => format!("{a} had ended before {b} began (real time)"),
-            }
-        },
-    )
-}
-
-fn text(value: Option<i64>) -> String {
-    value.map_or("nothing".to_owned(), |value| value.to_string())
+/// Why one transaction must come before another.
+fn tell(Told { class, a, b, key, from, to }: &Told<'_>) -> String {
+    match class {
+        Class::Ww => format!("{b} replaced {from}, which {a} wrote to {key}, by {to} (ww)"),
+        Class::Wr => format!("{b} read {key} as {from}, which {a} wrote (wr)"),
+        Class::Rw | Class::Realtime => {
+            format!("{a} read {key} as {from}, and {b} replaced that by {to} (rw)")
+        }
+    }
 }
