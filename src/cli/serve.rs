@@ -35,7 +35,8 @@ Examples:
 A flag beats the environment (KVORUM_DATA, KVORUM_LISTEN, …), which beats the configuration file, which beats
 the default. The file is TOML with the flags' names as keys: data, listen, advertise, http, join, zone.
 
-SIGTERM and Ctrl-C stop the node cleanly.";
+SIGTERM and Ctrl-C stop the node cleanly. A node whose disk refuses a write (it is full, say) ends with exit code 3:
+make room and start it again, or let a supervisor do so.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -147,12 +148,20 @@ pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
     }
     let late = Arc::new(LateNode::default());
     let (http_addr, gateway) = start_gateway(settings.http.as_deref(), late.clone(), stop.clone()).await?;
+    let data = settings.data.clone();
     let node = Node::start(settings.node_config(http_addr.clone())).await?;
     tracing::info!(grpc = %node.grpc_addr(), http = %http_addr, "the node has started");
     // Set once, here.
     let _ = late.0.set(Box::new(node.status_source()));
-    stop.cancelled().await;
-    tracing::info!("stopping");
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        error = node.failed() => Some(error),
+    };
+    match &failed {
+        None => tracing::info!("stopping"),
+        Some(error) => tracing::error!(%error, "the node can't go on and stops"),
+    }
+    stop.cancel();
     let stopped = node.shutdown().await;
     if let Some(gateway) = gateway {
         match gateway.await {
@@ -160,9 +169,22 @@ pub async fn run(_: &Context, args: Args) -> Result<Done, Failure> {
             Err(error) => tracing::warn!(%error, "the HTTP task failed"),
         }
     }
+    if let Some(error) = failed {
+        return Err(disk_error(&data, &error).into());
+    }
     stopped?;
     tracing::info!("stopped");
     Ok(Done::Ok)
+}
+
+/// How a node ends whose disk has refused a write.
+fn disk_error(data: &Path, error: &Error) -> Error {
+    Error::unavailable(format!(
+        "the disk of the data directory {} refused a write: {}; the node has stopped, and nothing that it acknowledged is \
+         lost; see that the disk has room and is well, and start the node again",
+        data.display(),
+        error.message
+    ))
 }
 
 /// Switches on the bug that `KVORUM_BUG` names: in a build that has them, for tests that must find it.

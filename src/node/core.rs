@@ -421,6 +421,15 @@ impl Core {
         member.execute_system(id, operation).await
     }
 
+    /// Waits until the disk has refused a write, and says why. For ever where the node ends without that.
+    pub async fn disk_failed(&self) -> Error {
+        let mut member = self.member.subscribe();
+        match member.wait_for(Option::is_some).await.map(|member| member.clone()) {
+            Ok(Some(member)) => member.host().disk_failed().await,
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Has everything stop in the background: for who is dropped without being stopped. Without it, the
     /// groups would run on and hold the store for as long as the runtime lives.
     pub fn stop_in_background(self: &Arc<Self>) {

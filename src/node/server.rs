@@ -94,6 +94,15 @@ impl Node {
         self.core.client().await
     }
 
+    /// Waits until the node can't go on, and says why: its disk has refused a write, for instance because it is full.
+    /// What it holds in memory may be more than what the disk holds then, so it takes part in nothing any more.
+    /// [Shut it down](Self::shutdown), and start it again on the same data directory: nothing acknowledged is lost.
+    ///
+    /// Waits for ever while the disk takes what is written.
+    pub async fn failed(&self) -> Error {
+        self.core.disk_failed().await
+    }
+
     /// Stops taking requests, lets open ones end for a few seconds, stops the groups, and writes what is
     /// buffered to disk.
     ///

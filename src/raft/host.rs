@@ -178,6 +178,12 @@ impl Host {
         self.env.writer.stats()
     }
 
+    /// Waits until the node's disk has refused a write, and says why. Nothing of this host is written from then on:
+    /// it is for the owner to shut it down.
+    pub async fn disk_failed(&self) -> Error {
+        self.env.writer.failed().await
+    }
+
     /// A small request to another node (or this one), over the same connection as Raft's messages.
     /// `kind` says what it is; kinds and bodies are the caller's business.
     ///

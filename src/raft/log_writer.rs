@@ -3,7 +3,8 @@
 //! Appends, votes, truncations and purges of all groups go through one queue, so that they reach the
 //! disk in the order in which Raft decided them: a vote that overtook an append would lose committed
 //! data. Callbacks are called in the same order, after the sync. The first failed write ends the writer:
-//! nobody can know what a disk that failed a sync still holds.
+//! nobody can know what a disk that failed a sync still holds. What is on it is known again when the store
+//! is opened anew, so a node ends where its writer has [`failed`](LogWriter::failed).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 
 use openraft::storage::IOFlushed;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::TypeConfig;
 use super::log_reader::Log;
@@ -62,6 +63,7 @@ pub struct LogWriterStats {
 pub struct LogWriter {
     queue: mpsc::Sender<Message>,
     stats: Arc<LogWriterStats>,
+    failure: watch::Receiver<Option<Error>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -74,17 +76,27 @@ impl LogWriter {
     pub fn start(engine: SharedEngine) -> Result<Arc<Self>> {
         let (queue, waiting) = mpsc::channel();
         let stats = Arc::new(LogWriterStats::default());
-        let mut worker = Worker { engine, waiting, stats: stats.clone(), failed: None };
+        let (failed, failure) = watch::channel(None);
+        let mut worker = Worker { engine, waiting, stats: stats.clone(), failed };
         let thread =
             std::thread::Builder::new().name("log-writer".to_string()).spawn(move || worker.run()).map_err(
                 |error| Error::unavailable(format!("can't start the log writer's thread: {error}")),
             )?;
-        Ok(Arc::new(Self { queue, stats, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Self { queue, stats, failure, thread: Mutex::new(Some(thread)) }))
     }
 
     /// What it did so far.
     pub fn stats(&self) -> &LogWriterStats {
         &self.stats
+    }
+
+    /// Waits until a write fails, and says why. Never returns where the writer is stopped without that.
+    pub async fn failed(&self) -> Error {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await.map(|failed| failed.clone()) {
+            Ok(Some(error)) => error,
+            _ => std::future::pending().await,
+        }
     }
 
     /// Writes a batch behind everything queued so far, and returns once it is on disk.
@@ -162,7 +174,7 @@ struct Worker {
     engine: SharedEngine,
     waiting: mpsc::Receiver<Message>,
     stats: Arc<LogWriterStats>,
-    failed: Option<Error>,
+    failed: watch::Sender<Option<Error>>,
 }
 
 impl Worker {
@@ -207,14 +219,14 @@ impl Worker {
             entries += item.entries;
             done.push(item.done);
         }
-        let result = match &self.failed {
-            Some(error) => Err(error.clone()),
-            None => self.write_batch(batch, sync, entries),
+        let before = self.failed.borrow().clone();
+        let result = match before {
+            Some(error) => Err(error),
+            None => self.write_batch(batch, sync, entries).inspect_err(|error| {
+                tracing::error!(%error, "the log writer failed and takes no more writes");
+                self.failed.send_replace(Some(error.clone()));
+            }),
         };
-        if let (Err(error), None) = (&result, &self.failed) {
-            tracing::error!(%error, "the log writer failed and takes no more writes");
-            self.failed = Some(error.clone());
-        }
         for done in done {
             done.complete(&result);
         }

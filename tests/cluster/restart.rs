@@ -1,12 +1,13 @@
 //! Nodes that end and start again: moved, wiped, with strange or newer data; and a node on its own.
 
 use std::fs;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use kvorum::{Embedded, ErrorKind};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tempfile::tempdir;
 
-use crate::support::{Cluster, Process, client_of, eventually, turn};
+use crate::support::{Cluster, Process, client_of, eventually, kvorum, turn};
 
 /// Waits until a node's log says this.
 async fn wait_log(node: &Process, wanted: &str) {
@@ -213,4 +214,56 @@ async fn nodes_that_are_stopped_under_load_end_well_and_lose_nothing() {
     for n in 0..200_u32 {
         assert_eq!(rows.get(format!("{}/{n}", n % 10).as_bytes()).expect("there"), &n.to_string());
     }
+}
+
+/// The program under a shell that has it live on where a file becomes larger than it may: its writes fail then, as
+/// on a full disk.
+fn ignoring_file_limits() -> Command {
+    let program = kvorum();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program.get_program());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+fn limit_files(node: &Process, size_bytes: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(node.pid()).expect("a process id"));
+    let limit = Rlimit { current: size_bytes, maximum: None };
+    prlimit(pid, Resource::Fsize, limit).expect("limited");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_disk_is_full_ends_and_goes_on_when_there_is_room() {
+    const ROWS: usize = 200;
+    let mut cluster = Cluster::start(3, 4).await;
+    cluster.kill(2);
+    cluster.nodes[2].start_as(ignoring_file_limits());
+    cluster.wait_serving().await;
+    let client = cluster.client().await;
+    // Much for what it says, and less than what is written: each row is in the log and in the data.
+    limit_files(&cluster.nodes[2], Some(128 * 1024));
+    let value = "v".repeat(1000);
+    for at in 0..ROWS {
+        client.put(format!("key-{at}"), value.clone()).await.expect("written by two of three");
+    }
+    let exit = cluster.nodes[2].exit().await;
+    assert_eq!(exit.code(), Some(3), "it says that it is unavailable");
+    let log = cluster.nodes[2].log();
+    assert!(
+        log.contains("refused a write") && log.contains("start the node again"),
+        "it says why and what to do"
+    );
+
+    cluster.restart(2);
+    cluster.wait_serving().await;
+    client.put("key-0", "new").await.expect("written");
+    cluster.wait_equal().await;
+    let rows = cluster.replica_rows(2).await;
+    assert_eq!(rows.len(), ROWS, "all that was written meanwhile is there");
+    assert_eq!(rows.get(&b"key-0"[..]).expect("there"), "new");
 }

@@ -117,10 +117,15 @@ impl Process {
 
     /// Starts the process with more in its environment.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) {
-        assert!(self.child.is_none(), "the node at {} runs already", self.grpc);
-        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = kvorum();
         command.envs(environment.iter().copied());
+        self.start_as(command);
+    }
+
+    /// Starts the process with a command that runs the program with the arguments that are added here.
+    pub fn start_as(&mut self, mut command: Command) {
+        assert!(self.child.is_none(), "the node at {} runs already", self.grpc);
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("a log file");
         command.arg("serve").arg("--data").arg(&self.data);
         command.args(["--listen", &self.grpc, "--http", &self.http]);
         if !self.join.is_empty() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 
@@ -107,6 +107,7 @@ async fn a_failed_write_fails_all_that_wait_and_stops_the_writer() {
     failing.fails.store(true, Ordering::SeqCst);
     let error = append(&mut store, entries(2..4, 1)).await.expect_err("fails");
     assert!(error.to_string().contains("the disk is full"), "{error}");
+    assert!(writer.failed().await.message.contains("the disk is full"), "whoever waits for it is told");
     failing.fails.store(false, Ordering::SeqCst);
     let error = append(&mut other, entries(0..1, 1)).await.expect_err("the writer takes nothing more");
     assert!(error.to_string().contains("the disk is full"), "{error}");
@@ -129,6 +130,7 @@ async fn a_stopped_writer_writes_what_it_has_and_refuses_the_rest() {
     assert!(append(&mut store, entries(3..4, 1)).await.is_err());
     let error = writer.write_synced(Batch::new()).await.expect_err("is stopped");
     assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(writer.failed().now_or_never().is_none(), "to be stopped is no failure");
     let stats = writer.stats();
     assert_eq!(stats.entries.load(Ordering::Relaxed), 3);
     assert_eq!((stats.batches.load(Ordering::Relaxed), stats.syncs.load(Ordering::Relaxed)), (1, 1));
