@@ -10,7 +10,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
+use super::corruption::Corruption;
 use super::{Progress, left};
+use crate::check::Anomaly;
 use crate::history::{Kind, Op, Recorder};
 use crate::hosts::{Cluster, Error, Result};
 use crate::report::Parameters;
@@ -45,6 +47,7 @@ struct Inner {
     /// The time from one request to the next.
     pace: Duration,
     next_slot: Mutex<Instant>,
+    corruption: Corruption,
 }
 
 /// One client: a process of the history, and another one after each request of unknown outcome.
@@ -73,8 +76,14 @@ impl Load {
             seed: parameters.seed,
             pace: Duration::from_secs(1) / parameters.rate.max(1),
             next_slot: Mutex::new(Instant::now()),
+            corruption: Corruption::default(),
         };
         Self { inner: Arc::new(inner), seconds: parameters.seconds }
+    }
+
+    /// The proofs of corruption that clients met so far.
+    pub(super) fn corruption(&self) -> Vec<Anomaly> {
+        self.inner.corruption.findings()
     }
 
     /// Makes the opening requests.
@@ -196,7 +205,9 @@ impl Worker {
             }
             match self.make(request).await {
                 Ok(Outcome::Ok(..)) => return Ok(None),
-                Ok(Outcome::Fail(error) | Outcome::Info(error)) => why = error,
+                Ok(Outcome::Fail(error) | Outcome::Info(error) | Outcome::Corrupt { why: error, .. }) => {
+                    why = error;
+                }
                 Err(Error::Store(error)) => why = error.to_string(),
                 Err(error) => return Err(error),
             }
@@ -210,13 +221,14 @@ impl Worker {
         let client = self.connected().await?;
         let invoke =
             Op { key: request.key.clone(), ..Op::invoke(self.process, request.f, request.value.clone()) };
-        self.inner.recorder.record(invoke.clone()).map_err(unwritten)?;
+        let began = self.inner.recorder.record(invoke.clone()).map_err(unwritten)?;
         let performed = self.inner.workload.perform(&client, request, self.inner.level);
         let outcome = match tokio::time::timeout(self.inner.deadline + GRACE, performed).await {
             Ok(outcome) => outcome,
             Err(_) => Outcome::given_up(request, "no answer long after the deadline"),
         };
-        self.inner.recorder.record(outcome.clone().complete(&invoke)).map_err(unwritten)?;
+        let ended = self.inner.recorder.record(outcome.clone().complete(&invoke)).map_err(unwritten)?;
+        self.inner.corruption.note(request, &outcome, [began, ended]);
         match outcome.kind() {
             Kind::Ok => {}
             Kind::Info => {

@@ -3,6 +3,7 @@
 
 pub mod bugs;
 mod checking;
+mod corruption;
 mod load;
 mod progress;
 
@@ -152,6 +153,7 @@ impl Run {
                 findings.push(finding("replicas-differ", error.to_string()));
             }
         }
+        findings.extend(load.corruption());
         let crashes = self.finish(&cluster, &recorder, &mut findings).await?;
         drop(load);
         let recorder = Arc::into_inner(recorder).ok_or_else(|| {

@@ -94,19 +94,16 @@ async fn take(txn: &Txn, step: &MicroOp) -> Result<MicroOp, Error> {
     let key = stored(step.key());
     let held = txn.get(&key).await?;
     let held = held.as_ref().map_or(&b""[..], |record| &record.value[..]);
+    let elements = held.split(|byte| *byte == b' ').filter(|element| !element.is_empty());
+    let mut list: Vec<i64> = elements.map(number).collect::<Result<_, _>>()?;
     match step {
         MicroOp::Append { value, .. } => {
-            let mut next = String::from_utf8_lossy(held).into_owned();
-            if !next.is_empty() {
-                next.push(' ');
-            }
-            next.push_str(&value.to_string());
-            txn.put(&key, next)?;
+            list.push(*value);
+            let next: Vec<String> = list.iter().map(i64::to_string).collect();
+            txn.put(&key, next.join(" "))?;
             Ok(step.clone())
         }
         MicroOp::Read { key, .. } => {
-            let elements = held.split(|byte| *byte == b' ').filter(|element| !element.is_empty());
-            let list: Vec<i64> = elements.map(number).collect::<Result<_, _>>()?;
             let seen = if list.is_empty() { Seen::Nothing } else { Seen::List(list) };
             Ok(MicroOp::Read { key: key.clone(), seen })
         }

@@ -15,6 +15,14 @@ pub enum Outcome {
     Fail(String),
     /// Nobody knows.
     Info(String),
+    /// What the store holds fails a check, or no client ever wrote it. The history has it like a failure, or where
+    /// `is_open` like an unknown outcome; the run has it as a finding.
+    Corrupt {
+        /// What was seen.
+        why: String,
+        /// Whether the request may have had an effect all the same.
+        is_open: bool,
+    },
 }
 
 /// Longer messages are cut in histories.
@@ -27,19 +35,18 @@ impl Outcome {
     pub fn of_error(request: &Request, error: &Error) -> Self {
         let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
         let told = format!("{}: {message}", error.kind);
-        let is_open = match error.kind {
+        let writes = !request.only_reads();
+        match error.kind {
             // Data that fails a check says nothing about what was done.
-            ErrorKind::Undetermined | ErrorKind::Corrupt => true,
-            ErrorKind::Conflict
+            ErrorKind::Corrupt => Self::Corrupt { why: told, is_open: writes },
+            ErrorKind::Undetermined if writes => Self::Info(told),
+            ErrorKind::Undetermined
+            | ErrorKind::Conflict
             | ErrorKind::Moved
             | ErrorKind::Unavailable
             | ErrorKind::Invalid
             | ErrorKind::TooOld
-            | ErrorKind::Denied => false,
-        };
-        match is_open && !request.only_reads() {
-            true => Self::Info(told),
-            false => Self::Fail(told),
+            | ErrorKind::Denied => Self::Fail(told),
         }
     }
 
@@ -63,8 +70,8 @@ impl Outcome {
     pub fn complete(self, invoke: &Op) -> Op {
         match self {
             Self::Ok(value, timestamp) => Op { timestamp, ..invoke.ok(value) },
-            Self::Fail(why) => invoke.fail(why),
-            Self::Info(why) => invoke.info(why),
+            Self::Fail(why) | Self::Corrupt { why, is_open: false } => invoke.fail(why),
+            Self::Info(why) | Self::Corrupt { why, is_open: true } => invoke.info(why),
         }
     }
 
@@ -72,8 +79,8 @@ impl Outcome {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Ok(..) => Kind::Ok,
-            Self::Fail(_) => Kind::Fail,
-            Self::Info(_) => Kind::Info,
+            Self::Fail(_) | Self::Corrupt { is_open: false, .. } => Kind::Fail,
+            Self::Info(_) | Self::Corrupt { is_open: true, .. } => Kind::Info,
         }
     }
 }
@@ -121,6 +128,21 @@ mod tests {
         assert_eq!(kind(&read, Error::undetermined("lost")), Kind::Fail);
         assert_eq!(Outcome::given_up(&write, "late").kind(), Kind::Info);
         assert_eq!(Outcome::given_up(&read, "late").kind(), Kind::Fail);
+    }
+
+    #[test]
+    fn corruption_is_told_apart_and_stands_in_the_history_as_before() {
+        for (request, kind) in [
+            (Request::of("k", F::Write, Value::Int(1)), Kind::Info),
+            (Request::of("k", F::Read, Value::Nil), Kind::Fail),
+        ] {
+            let outcome = Outcome::of(&request, Err(Error::corrupt("bits")));
+            assert!(matches!(outcome, Outcome::Corrupt { .. }), "{outcome:?}");
+            let invoke = Op::invoke(0, request.f, request.value.clone());
+            let done = outcome.complete(&invoke);
+            assert_eq!(done.kind, kind);
+            assert!(done.error.is_some_and(|why| why.contains("bits")));
+        }
     }
 
     #[test]

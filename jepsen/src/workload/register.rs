@@ -121,8 +121,9 @@ async fn perform(client: &Client, request: &Request, stored: &str) -> Result<Out
             let expect = old.map_or(Expect::Absent, |old| Expect::Value(Bytes::from(old.to_string())));
             match client.compare_and_swap(stored, expect, Some(new.to_string().into())).await? {
                 Swap::Differs { current, .. } => {
-                    let held = current.map(|record| String::from_utf8_lossy(&record.value).into_owned());
-                    Ok(Outcome::Fail(format!("the key held {}", held.as_deref().unwrap_or("nothing"))))
+                    let held = current.map(|record| number(&record.value)).transpose()?;
+                    let held = held.map_or("nothing".to_owned(), |value| value.to_string());
+                    Ok(Outcome::Fail(format!("the key held {held}")))
                 }
                 Swap::Written(written) => Ok(Outcome::Ok(request.value.clone(), Some(written.commit_ts.0))),
                 Swap::Removed { .. } => Err(Error::new(
