@@ -50,9 +50,15 @@ fn apply(call: &Call<'_>, state: &State) -> Option<State> {
         (F::Read, _) => {
             let wanted: Vec<i64> = match call.answer() {
                 Some(Value::Int(value)) => vec![*value],
+                Some(Value::List(list)) => list.clone(),
                 _ => vec![],
             };
             return (!call.is_ok() || holds(state, call.key()) == wanted).then_some(after);
+        }
+        (F::Add, Value::Int(value)) => {
+            let set = after.entry(call.key().to_owned()).or_default();
+            set.push(*value);
+            set.sort_unstable();
         }
         (F::Write, Value::Int(value)) => drop(after.insert(call.key().to_owned(), vec![*value])),
         (F::Cas, Value::Cas { old, new }) => {
@@ -205,6 +211,74 @@ fn random_txns(workload: &'static str, seed: u64) -> History {
         }
     }
     history(ops)
+}
+
+/// What three clients do to a group of keys of which each is written once: `Some` writes one, `None` reads all.
+/// Reads see any of those whose writes have begun, mostly what a store could show.
+fn random_group(
+    seed: u64,
+    invoke: impl Fn(Option<i64>) -> Op,
+    complete: impl Fn(&Op, Option<Vec<i64>>) -> Op,
+) -> History {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let (mut ops, mut begun): (Vec<Op>, Vec<i64>) = (Vec::new(), Vec::new());
+    let mut open: Vec<Option<(Op, bool)>> = vec![None; 3];
+    let mut processes = [0, 1, 2];
+    for _ in 0..rng.random_range(6..16) {
+        let client = rng.random_range(0..3);
+        let Some((call, reads)) = open[client].take() else {
+            let reads = begun.len() == 4 || rng.random_ratio(1, 2);
+            let written = (!reads).then_some(begun.len() as i64 + 1);
+            begun.extend(written);
+            let call = Op { process: processes[client], ..invoke(written) };
+            ops.push(call.clone());
+            open[client] = Some((call, reads));
+            continue;
+        };
+        ops.push(match rng.random_range(0..12) {
+            0 => {
+                processes[client] += 3;
+                call.info("lost")
+            }
+            1 => call.fail("refused"),
+            _ if reads => {
+                let lacks = rng.random_range(0..4);
+                let seen = begun.iter().copied().filter(|_| rng.random_range(0..4) >= lacks);
+                complete(&call, Some(seen.collect()))
+            }
+            _ => complete(&call, None),
+        });
+    }
+    number(&mut ops);
+    history(ops)
+}
+
+#[test]
+fn sets_are_judged_as_by_trying_every_order() {
+    let invoke = |written: Option<i64>| match written {
+        Some(value) => Op::invoke(0, F::Add, Value::Int(value)).with_key("s"),
+        None => Op::invoke(0, F::Read, Value::Nil).with_key("s"),
+    };
+    let complete = |call: &Op, seen: Option<Vec<i64>>| call.ok(seen.map_or(call.value.clone(), Value::List));
+    compare("set", (0..30_000).map(|seed| random_group(seed, invoke, complete)), true);
+}
+
+#[test]
+fn groups_are_judged_as_by_trying_every_order() {
+    let key = |value: i64| format!("k{value}");
+    let invoke = |written: Option<i64>| {
+        let steps = match written {
+            Some(value) => vec![MicroOp::write(key(value), value)],
+            None => (1..=4).map(|value| MicroOp::read(key(value))).collect(),
+        };
+        Op::invoke(0, F::Txn, Value::Txn(steps))
+    };
+    let complete = |call: &Op, seen: Option<Vec<i64>>| {
+        let Some(seen) = seen else { return call.ok(call.value.clone()) };
+        let read = |value: i64| MicroOp::read_one(key(value), seen.contains(&value).then_some(value));
+        call.ok(Value::Txn((1..=4).map(read).collect()))
+    };
+    compare("long-fork", (0..30_000).map(|seed| random_group(seed, invoke, complete)), true);
 }
 
 #[test]

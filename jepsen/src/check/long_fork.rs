@@ -15,7 +15,8 @@ const ABORTED: &str = "aborted-read";
 /// keys. Reads of the same keys must be ordered: one of two sees all that the other sees.
 ///
 /// - `long-fork`: one read sees a first write and not a second, another read the second and not the first.
-/// - `stale-read`: a read lacks a write that was acknowledged, or seen by a read that ended, before it began.
+/// - `stale-read`: a read lacks a write that was acknowledged, or seen by a read that ended, before it began or
+///   before a write began that it sees.
 /// - `unwritten-value`: a read sees a value that nobody had begun to write.
 /// - `aborted-read`: a read sees a write that failed.
 #[derive(Clone, Debug)]
@@ -153,21 +154,33 @@ fn check_values<'a>(
 }
 
 fn check_stale(keys: &[&str], read: &Read<'_>, writes: &HashMap<&str, Written<'_>>, findings: &mut Findings) {
+    // A read is of a moment after its own beginning, and after that of every write that it sees.
+    let of_seen = keys.iter().zip(&read.seen).filter(|(_, value)| value.is_some());
+    let latest = of_seen.filter_map(|(key, _)| Some(&writes.get(key)?.call)).max_by_key(|call| call.start);
+    let latest = latest.filter(|call| call.start > read.call.start && call.start < read.call.end);
+    let moment = latest.map_or(read.call.start, |call| call.start);
     for (key, value) in keys.iter().zip(&read.seen) {
-        let Some(written) = writes.get(key).filter(|written| written.known_at < read.call.start) else {
-            continue;
-        };
+        let Some(written) = writes.get(key).filter(|written| written.known_at < moment) else { continue };
         if value.is_none() {
-            findings.anomaly(STALE, || {
-                let text = format!(
-                    "{}\n{}\nThe write of key {key} was known before the read began, and the read lacks it.",
-                    show::call(&written.call),
-                    show::call(&read.call)
-                );
-                (both(&written.call, &read.call), text)
-            });
+            findings.anomaly(STALE, || explain_stale(key, &written.call, latest, &read.call));
         }
     }
+}
+
+fn explain_stale(
+    key: &str,
+    written: &Call<'_>,
+    latest: Option<&Call<'_>>,
+    read: &Call<'_>,
+) -> (Vec<u64>, String) {
+    let calls: Vec<&Call<'_>> = [written].into_iter().chain(latest).chain([read]).collect();
+    let mut lines: Vec<String> = calls.iter().map(|call| show::call(call)).collect();
+    let when = match latest {
+        Some(_) => "the second write began, which the read sees",
+        None => "the read began",
+    };
+    lines.push(format!("The write of key {key} was known before {when}, and the read lacks it."));
+    (calls.iter().flat_map(|call| call.indexes()).collect(), lines.join("\n"))
 }
 
 /// Whether all reads of a group can be put in one order. Sorted by how much they see, each must see all that

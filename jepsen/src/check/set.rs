@@ -11,12 +11,15 @@ const STALE: &str = "stale-read";
 const UNWRITTEN: &str = "unwritten-element";
 const ABORTED: &str = "aborted-element";
 const DUPLICATE: &str = "duplicate-element";
+const FORK: &str = "long-fork";
 
 /// Checks `add` (one element, each added once) and `read` (all elements), for each key by itself.
 ///
-/// An element is known from the end of its acknowledged add on, or of the first read that saw it.
-/// - `lost-element`: the last read that began after the element was known lacks it.
-/// - `stale-read`: a read that began after the element was known lacks it, but a later one has it.
+/// An element is known from the end of its acknowledged add on, or of the first read that saw it. A read is of a
+/// moment after its own beginning and after that of every add that it saw.
+/// - `lost-element`: the last read lacks an element that was known before the read's moment.
+/// - `stale-read`: a read lacks an element that was known before its moment, but a later read has it.
+/// - `long-fork`: of two reads each has an element that the other lacks.
 /// - `unwritten-element`: a read has an element before anyone began to add it, or that nobody added.
 /// - `aborted-element`: a read has an element whose add failed.
 /// - `duplicate-element`: a read has an element twice.
@@ -38,7 +41,7 @@ impl Checker for Set {
     }
 
     fn anomalies(&self) -> &'static [&'static str] {
-        &[LOST, STALE, UNWRITTEN, ABORTED, DUPLICATE]
+        &[LOST, STALE, UNWRITTEN, ABORTED, DUPLICATE, FORK]
     }
 
     fn check(&self, history: &History) -> Verdict {
@@ -143,6 +146,7 @@ fn check_set<'a>(calls: &[Call<'a>], findings: &mut Findings) {
         }
     }
     check_presence(&elements, &places, &reads, findings);
+    check_fork(&elements, &places, &reads, findings);
 }
 
 /// Whether an element of a read may be in it.
@@ -171,38 +175,108 @@ fn check_presence(
     findings: &mut Findings,
 ) {
     let Some(last) = reads.iter().map(|(read, _)| read.start).max() else { return };
+    let bounds: Vec<Bound> = reads.iter().map(|read| Bound::of(read, elements, places)).collect();
+    let latest = bounds.iter().map(|bound| bound.at).max().unwrap_or(last);
     let mut known: Vec<(usize, usize)> =
-        elements.iter().map(|element| element.known_at).zip(0..).filter(|(at, _)| *at < last).collect();
+        elements.iter().map(|element| element.known_at).zip(0..).filter(|(at, _)| *at < latest).collect();
     known.sort_unstable();
     let mut had_by = vec![0; elements.len()];
-    let mut missed: BTreeMap<usize, &Call<'_>> = BTreeMap::new();
+    let mut missed: BTreeMap<usize, (&Call<'_>, &Bound)> = BTreeMap::new();
     let mut lost: HashSet<usize> = HashSet::new();
-    for (number, (read, seen)) in (1..).zip(reads) {
+    for ((number, (read, seen)), bound) in (1..).zip(reads).zip(&bounds) {
         for place in seen.iter().filter_map(|value| places.get(*value)) {
             had_by[place] = number;
         }
-        let expected = &known[..known.partition_point(|(at, _)| *at < read.start)];
+        let expected = &known[..known.partition_point(|(at, _)| *at < bound.at)];
         for (_, place) in expected.iter().filter(|(_, place)| had_by[*place] != number) {
-            missed.entry(*place).or_insert(read);
+            missed.entry(*place).or_insert((read, bound));
             if read.start == last {
                 lost.insert(*place);
             }
         }
     }
-    for (place, read) in missed {
-        let Element { value, add, .. } = &elements[place];
+    for (place, (read, bound)) in missed {
+        let element = &elements[place];
         let (name, what) = if lost.contains(&place) {
             (LOST, "and the last read lacks it too")
         } else {
             (STALE, "though a later read has it again")
         };
-        findings.anomaly(name, || {
+        findings.anomaly(name, || explain_missed(element, read, bound, elements, what));
+    }
+}
+
+/// The moment before which a read can't be: its beginning, or that of an add that it saw.
+struct Bound {
+    at: usize,
+    /// The place of that add's element.
+    seen: Option<usize>,
+}
+
+impl Bound {
+    fn of((read, seen): &(Call<'_>, &[i64]), elements: &[Element<'_>], places: &Places) -> Self {
+        let began = Bound { at: read.start, seen: None };
+        seen.iter().filter_map(|value| places.get(*value)).fold(began, |bound, place| {
+            let at = elements[place].add.start;
+            // What can't have been seen yet is another anomaly, and says nothing about the read's moment.
+            if at > bound.at && at < read.end { Bound { at, seen: Some(place) } } else { bound }
+        })
+    }
+}
+
+fn explain_missed(
+    Element { value, add, .. }: &Element<'_>,
+    read: &Call<'_>,
+    bound: &Bound,
+    elements: &[Element<'_>],
+    what: &str,
+) -> (Vec<u64>, String) {
+    let later = bound.seen.map(|place| &elements[place]);
+    let when = match later {
+        Some(later) => format!("the add of {} began, which this read saw", later.value),
+        None => "this read began".to_owned(),
+    };
+    let calls: Vec<&Call<'_>> =
+        [add].into_iter().chain(later.map(|later| &later.add)).chain([read]).collect();
+    let mut lines: Vec<String> = calls.iter().map(|call| show::call(call)).collect();
+    lines.push(format!(
+        "Element {value} was known to be in the set before {when}, and the read lacks it, {what}."
+    ));
+    (calls.iter().flat_map(|call| call.indexes()).collect(), lines.join("\n"))
+}
+
+/// Whether all reads can be put in one order. Sorted by how much they see, each must see all that the one before
+/// it sees: if neighbours do, then all do.
+fn check_fork(
+    elements: &[Element<'_>],
+    places: &Places,
+    reads: &[(Call<'_>, &[i64])],
+    findings: &mut Findings,
+) {
+    let distinct = |seen: &[i64]| {
+        let mut found: Vec<usize> = seen.iter().filter_map(|value| places.get(*value)).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    let mut order: Vec<(&Call<'_>, Vec<usize>)> =
+        reads.iter().map(|(read, seen)| (read, distinct(seen))).collect();
+    order.sort_by_key(|(_, found)| found.len());
+    for pair in order.windows(2) {
+        let [(less, of_less), (more, of_more)] = pair else { continue };
+        let lacks = |of: &[usize], than: &[usize]| {
+            than.iter().find(|place| of.binary_search(place).is_err()).map(|place| elements[*place].value)
+        };
+        let (Some(first), Some(second)) = (lacks(of_more, of_less), lacks(of_less, of_more)) else {
+            continue;
+        };
+        findings.anomaly(FORK, || {
             let text = format!(
-                "{}\n{}\nElement {value} was known to be in the set before this read began, and the read lacks it, {what}.",
-                show::call(add),
-                show::call(read)
+                "{}\n{}\nThe first has element {first} and not {second}, the second has {second} and not {first}: no order of the two adds allows both.",
+                show::call(less),
+                show::call(more)
             );
-            (add.indexes().into_iter().chain(read.indexes()).collect(), text)
+            (less.indexes().into_iter().chain(more.indexes()).collect(), text)
         });
     }
 }
