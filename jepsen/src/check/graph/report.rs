@@ -57,8 +57,9 @@ pub(crate) fn report<'h, C: Fn(u32) -> &'h Call<'h>>(
         findings.anomaly(name(cycle), || explain(cycle, nodes, &tell));
     }
     if cut {
-        findings.note(
-            "The search for shortest cycles was cut off: there may be shorter ones, of a stronger sort.",
+        // With a cycle found the verdict stands; without one, there is one that was not come to.
+        findings.doubt(
+            "The search for shortest cycles was cut off: there may be others, shorter ones, or of a stronger sort.",
         );
     }
 }

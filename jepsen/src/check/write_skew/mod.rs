@@ -1,10 +1,11 @@
 //! Registers that transactions read and then write: no two of them decide on what the other changes.
 
 mod collect;
+mod depend;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use super::graph::{self, Class, Graph, Hop, Nodes, Told, Why};
+use super::graph::{self, Class, Hop, Nodes, Told};
 use super::verdict::Findings;
 use super::{Checker, Options, Verdict, show};
 use crate::history::History;
@@ -21,9 +22,12 @@ const G1B: &str = "G1b";
 /// a key once. So each write tells which version it replaced, and dependencies between transactions follow as
 /// they do for lists.
 ///
+/// A write of which nobody knows what it replaced, because its transaction's outcome is unknown, comes after all that
+/// is known to follow on nothing, and after each version that was known before it began.
+///
 /// - `write-skew`: each of two transactions read what the other overwrote.
 /// - `lost-update`: two transactions read the same version of a key, and both replaced it.
-/// - `internal`: a transaction does not see its own write, or sees a key change under it.
+/// - `internal`: a transaction does not see its own write, or sees it too early, or sees a key change under it.
 /// - `unwritten-value`: a read sees a value that nobody wrote.
 /// - `G1a`: a read sees a write of a failed transaction; `G1b`: one that its transaction overwrote itself.
 /// - `G0`, `G1c`, `G-single`, `G2-item`, and with `-realtime`: cycles of dependencies, as for lists. A
@@ -54,7 +58,7 @@ impl Checker for WriteSkew {
         let mut findings = Findings::new(history, self.anomalies());
         let txns = Txns::new(history, &mut findings);
         check_values(&txns, &mut findings);
-        let graph = dependencies(&txns, &mut findings);
+        let graph = depend::graph(&txns, &mut findings);
         let call = |node: u32| &txns.all[txns.committed[node as usize]].call;
         let nodes = Nodes { call, keys: &txns.keys };
         let name = |cycle: &[Hop]| match graph::name(cycle) {
@@ -117,6 +121,14 @@ fn check_source(
         });
         return;
     };
+    if std::ptr::eq(writer, reader) {
+        findings.anomaly(INTERNAL, || {
+            let text =
+                format!("{}\nIt read {key} as {value} before it wrote that.", show::call(&reader.call));
+            (reader.call.indexes(), text)
+        });
+        return;
+    }
     let (name, why) = if writer.failed() {
         (G1A, "the first failed".to_owned())
     } else {
@@ -135,80 +147,13 @@ fn check_source(
     });
 }
 
-/// The graph of the transactions that took effect. Also reports versions that were replaced twice.
-fn dependencies(txns: &Txns<'_>, findings: &mut Findings) -> Graph {
-    let mut nodes = vec![None; txns.all.len()];
-    for (node, place) in (0_u32..).zip(&txns.committed) {
-        nodes[*place] = Some(node);
-    }
-    let mut graph = Graph::new(txns.committed.len());
-    let mut versions: BTreeMap<(u32, Option<i64>), Version> = BTreeMap::new();
-    for (node, place) in (0_u32..).zip(&txns.committed) {
-        for (key, read, written) in txns.all[*place].accesses() {
-            let key = txns.numbers[key];
-            versions.entry((key, read)).or_default().readers.push(node);
-            if let Some(written) = written {
-                versions.entry((key, read)).or_default().replaced.push((node, written));
-            }
-        }
-    }
-    for ((key, value), version) in &versions {
-        let name = txns.keys[*key as usize];
-        let writer = value.and_then(|value| nodes[*txns.writers.get(&(name, value))?]);
-        if let Some(writer) = writer {
-            for reader in &version.readers {
-                graph.add(writer, *reader, Class::Wr, Why { key: *key, from: *value, to: *value });
-            }
-        }
-        for (next, new) in &version.replaced {
-            let why = Why { key: *key, from: *value, to: Some(*new) };
-            if let Some(writer) = writer {
-                graph.add(writer, *next, Class::Ww, why);
-            }
-            version.readers.iter().for_each(|reader| graph.add(*reader, *next, Class::Rw, why));
-        }
-        if let [(a, _), (b, _), ..] = version.replaced.as_slice() {
-            report_lost_update(txns, name, *value, [*a, *b], findings);
-        }
-    }
-    let span = |place: &usize| (txns.all[*place].call.start, txns.all[*place].call.end);
-    graph.add_real_time(&txns.committed.iter().map(span).collect::<Vec<_>>());
-    graph
-}
-
-/// A value of a key: who read it, and who read and replaced it.
-#[derive(Default)]
-struct Version {
-    readers: Vec<u32>,
-    replaced: Vec<(u32, i64)>,
-}
-
-fn report_lost_update(
-    txns: &Txns<'_>,
-    key: &str,
-    value: Option<i64>,
-    pair: [u32; 2],
-    findings: &mut Findings,
-) {
-    findings.anomaly(LOST_UPDATE, || {
-        let [a, b] = pair.map(|node| &txns.all[txns.committed[node as usize]].call);
-        let text = format!(
-            "{}\n{}\nBoth read {key} as {} and replaced it: the first to commit is overwritten unseen.",
-            show::call(a),
-            show::call(b),
-            show::version(value)
-        );
-        (a.indexes().into_iter().chain(b.indexes()).collect(), text)
-    });
-}
-
 /// Why one transaction must come before another.
 fn tell(Told { class, a, b, key, from, to }: &Told<'_>) -> String {
     match class {
-        Class::Ww => format!("{b} replaced {from}, which {a} wrote to {key}, by {to} (ww)"),
+        Class::Ww => format!("{b} wrote {to} to {key} after {from}, which {a} wrote (ww)"),
         Class::Wr => format!("{b} read {key} as {from}, which {a} wrote (wr)"),
         Class::Rw | Class::Realtime => {
-            format!("{a} read {key} as {from}, and {b} replaced that by {to} (rw)")
+            format!("{a} read {key} as {from}, and {b} wrote {to} to it after that (rw)")
         }
     }
 }
