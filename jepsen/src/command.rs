@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, ValueEnum};
 use comfy_table::{Table, presets};
@@ -11,7 +11,7 @@ use kvorum_jepsen::check::Valid;
 use kvorum_jepsen::hosts::{self, Error, Means, Result};
 use kvorum_jepsen::nemesis::{self, Nemesis};
 use kvorum_jepsen::report::{Parameters, Results};
-use kvorum_jepsen::run::bugs::{ATTEMPTS, ORDERS, Order};
+use kvorum_jepsen::run::bugs::{ATTEMPTS, CONTROL, ORDERS, Order};
 use kvorum_jepsen::run::{self, Progress, Run};
 use kvorum_jepsen::workload::{Kind, ReadLevel};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,7 +66,8 @@ struct Arguments {
     /// Run every workload in turn, and show a table
     #[arg(long, conflicts_with_all = ["workload", "check", "list"])]
     all: bool,
-    /// Run a server with known bugs, one after the other (or those named), and show that each is found
+    /// Run a server with known bugs, one after the other (or those named), and show that each is found, and that
+    /// the same server without a bug is valid
     #[arg(long, value_name = "NAME,...", num_args = 0..=1, default_missing_value = "all",
         conflicts_with_all = ["workload", "nemesis", "all", "check", "list"])]
     bugs: Option<String>,
@@ -96,6 +97,9 @@ The directory has history.edn and history.jsonl (also for Elle, Knossos and porc
 node's log in nodes/, and report.html: open that first.
 
 Exit code: 0 valid, 1 invalid, 2 unknown (also where almost nothing succeeded, or the run could not be made).";
+
+/// Names the bug that a server built with known bugs has.
+const BUG_VARIABLE: &str = "KVORUM_BUG";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Output {
@@ -173,55 +177,103 @@ async fn dispatch(arguments: &Arguments) -> Result<u8> {
 /// Every workload in turn.
 async fn all(arguments: &Arguments, means: &Means, seed: u64) -> Result<u8> {
     let home = directory(arguments, "all")?;
-    let mut done = Vec::new();
+    let (mut done, mut codes) = (Vec::new(), Vec::new());
     for (workload, more) in Kind::ALL.into_iter().zip(0..) {
         // Each with another seed, so that together they meet every kind of fault.
         let run = plan(arguments, means, workload, seed.wrapping_add(more), home.join(workload.name()))?;
-        let results = one(&run).await?;
-        print(&results, &run.directory, arguments.output);
-        done.push(results);
+        match one(&run).await {
+            Ok(results) => {
+                print(&results, &run.directory, arguments.output);
+                codes.push(run::exit_code(results.valid));
+                done.push(results);
+            }
+            // It says nothing about the store, and takes nothing from what the others say.
+            Err(error) => {
+                eprintln!("{workload}: this run could not be made: {error}");
+                codes.push(run::exit_code(Valid::Unknown));
+            }
+        }
     }
     if arguments.output == Output::Text {
         println!("\n{}\nseed {seed}; everything is in {}", table(&done), home.display());
     }
-    let codes: Vec<u8> = done.iter().map(|results| run::exit_code(results.valid)).collect();
-    // Invalid is worse than unknown.
-    Ok(if codes.contains(&1) { 1 } else { codes.into_iter().max().unwrap_or(0) })
+    Ok(worst(&codes))
 }
 
-/// Each bug, until it is found or was looked for often enough. Success is that all are found.
+/// The exit code of several runs: invalid is worse than unknown.
+fn worst(codes: &[u8]) -> u8 {
+    if codes.contains(&1) { 1 } else { codes.iter().copied().max().unwrap_or(0) }
+}
+
+/// A control, then each bug until it is found or was looked for often enough. Success is that the control is valid and
+/// all bugs are found.
 async fn bugs(arguments: &Arguments, means: &Means, names: &str, seed: u64) -> Result<u8> {
+    let orders = ordered(names)?;
     let home = directory(arguments, "bugs")?;
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["bug", "workload", "nemesis", "found", "after", "seed", "anomalies"]);
+    let is_sound = control(arguments, means, seed, &home, &mut table).await?;
     let mut missed = 0;
-    for order in ordered(names)? {
-        let mut seconds = 0;
-        let mut row = None;
-        for attempt in 0..ATTEMPTS {
-            let seed = seed.wrapping_add(u64::from(attempt));
-            let directory = home.join(format!("{}-{seed}", order.bug));
-            let run = buggy_run(arguments, means, order, seed, directory)?;
-            let began = std::time::Instant::now();
-            let results = one(&run).await?;
-            seconds += began.elapsed().as_secs();
-            print(&results, &run.directory, Output::Text);
-            if results.valid == Valid::Invalid {
-                row = Some((seed, names_of_anomalies(&results)));
-                break;
-            }
-        }
+    for order in orders {
+        let began = Instant::now();
+        let row = hunt(arguments, means, order, seed, &home).await?;
+        missed += usize::from(row.is_none());
         let (found, seed, anomalies) = match row {
             Some((seed, anomalies)) => ("yes", seed.to_string(), anomalies),
             None => ("NO", String::new(), String::new()),
         };
-        missed += usize::from(found == "NO");
-        let (after, workload) = (format!("{seconds} s"), order.workload.name());
-        table.add_row([order.bug, workload, order.nemeses, found, &after, &seed, &anomalies]);
+        let after = format!("{} s", began.elapsed().as_secs());
+        table.add_row([order.bug, order.workload.name(), order.nemeses, found, &after, &seed, &anomalies]);
     }
     println!("\n{table}\nseed {seed}; everything is in {}", home.display());
-    Ok(u8::from(missed > 0))
+    Ok(u8::from(missed > 0 || !is_sound))
+}
+
+/// Runs the server without any of its bugs: what is found afterwards is the bug's work only where that is valid.
+async fn control(
+    arguments: &Arguments,
+    means: &Means,
+    seed: u64,
+    home: &Path,
+    table: &mut Table,
+) -> Result<bool> {
+    let run = buggy_run(arguments, means, CONTROL, seed, home.join("control"))?;
+    let began = Instant::now();
+    let results = one(&run).await?;
+    print(&results, &run.directory, Output::Text);
+    let (after, verdict) = (format!("{} s", began.elapsed().as_secs()), word(results.valid));
+    let workload = CONTROL.workload.name();
+    let anomalies = names_of_anomalies(&results);
+    table.add_row([CONTROL.bug, workload, CONTROL.nemeses, verdict, &after, &seed.to_string(), &anomalies]);
+    Ok(results.valid == Valid::Valid)
+}
+
+/// Looks for a bug. Returns the seed that showed it, and by which anomalies.
+async fn hunt(
+    arguments: &Arguments,
+    means: &Means,
+    order: Order,
+    seed: u64,
+    home: &Path,
+) -> Result<Option<(u64, String)>> {
+    for attempt in 0..ATTEMPTS {
+        let seed = seed.wrapping_add(u64::from(attempt));
+        let run = buggy_run(arguments, means, order, seed, home.join(format!("{}-{seed}", order.bug)))?;
+        let results = match one(&run).await {
+            Ok(results) => results,
+            Err(error) => {
+                eprintln!("{}: this run could not be made: {error}", order.bug);
+                continue;
+            }
+        };
+        print(&results, &run.directory, Output::Text);
+        let found = order.found(&results);
+        if !found.is_empty() {
+            return Ok(Some((seed, found.into_iter().collect::<Vec<_>>().join(", "))));
+        }
+    }
+    Ok(None)
 }
 
 /// The bugs that are named.
@@ -247,7 +299,11 @@ fn buggy_run(
     let mut arguments = arguments.clone();
     arguments.nemesis = Some(order.nemeses.to_owned());
     arguments.server = arguments.buggy_server.clone();
-    arguments.environment.push(("KVORUM_BUG".into(), order.bug.into()));
+    // A bug that the user names in the environment would spoil the control.
+    arguments.environment.retain(|(name, _)| name != BUG_VARIABLE);
+    if order.bug != CONTROL.bug {
+        arguments.environment.push((BUG_VARIABLE.into(), order.bug.into()));
+    }
     (arguments.seconds, arguments.rate) = (order.seconds, order.rate);
     plan(&arguments, means, order.workload, seed, directory)
 }
@@ -407,4 +463,16 @@ fn table(done: &[Results]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_invalid_run_makes_all_invalid_whatever_the_others_came_to() {
+        assert_eq!(worst(&[0, 0]), 0);
+        assert_eq!(worst(&[0, 2, 0]), 2);
+        assert_eq!(worst(&[1, 2, 0]), 1);
+    }
 }

@@ -4,3 +4,6 @@ pub mod html;
 mod results;
 
 pub use results::{Counts, CrashTold, FORMAT, Latency, Parameters, Results, latencies};
+
+#[cfg(test)]
+pub(crate) use results::tests::sample;

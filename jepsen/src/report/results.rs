@@ -187,7 +187,7 @@ pub fn latencies(history: &History) -> (BTreeMap<String, Counts>, BTreeMap<Strin
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::history::{F, Op, Value};
 
@@ -232,7 +232,7 @@ pub(super) mod tests {
     }
 
     /// The results of a run of nothing.
-    pub(in crate::report) fn sample() -> Results {
+    pub(crate) fn sample() -> Results {
         let verdict =
             Verdict { valid: Valid::Valid, notes: vec![], anomalies: vec![], stats: BTreeMap::new() };
         Results {
