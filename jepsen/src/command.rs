@@ -143,7 +143,7 @@ async fn until_signal(work: impl Future<Output = Result<u8>>) -> Result<u8> {
 
 async fn dispatch(arguments: &Arguments) -> Result<u8> {
     if arguments.list {
-        print_list(&Means::of_this_machine());
+        print_list(&Means::of_this_machine(), arguments.nodes as usize);
         return Ok(0);
     }
     if let Some(directory) = &arguments.check {
@@ -330,6 +330,7 @@ fn plan(arguments: &Arguments, means: &Means, workload: Kind, seed: u64, directo
         parameters: Parameters {
             workload,
             nemeses: nemesis::parse(names).map_err(Error::Other)?,
+            named: nemesis::named(names).map_err(Error::Other)?,
             seconds: arguments.seconds,
             nodes: arguments.nodes as usize,
             rate: arguments.rate,
@@ -382,7 +383,7 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
         .ok_or_else(|| format!("{text:?} is not NAME=VALUE"))
 }
 
-fn print_list(means: &Means) {
+fn print_list(means: &Means, nodes: usize) {
     println!("Workloads:");
     for kind in Kind::ALL {
         println!("  {:<12} {}", kind.name(), kind.about());
@@ -390,7 +391,7 @@ fn print_list(means: &Means) {
     println!("\nNemeses:");
     for kind in Nemesis::ALL {
         println!("  {:<21} {}", kind.name(), kind.about());
-        if let Some(why) = kind.missing(means) {
+        if let Some(why) = kind.missing(means, nodes) {
             println!("  {:<21} not here: {why}", "");
         }
     }
@@ -415,7 +416,7 @@ fn print(results: &Results, directory: &Path, output: Output) {
     let parameters = &results.parameters;
     let total = results.total();
     println!(
-        "{}: {} (seed {}, {} s, {} nodes): {} operations ok, {} failed, {} unknown; {} faults; {}",
+        "{}: {} (seed {}, {} s, {} nodes): {} operations ok, {} failed, {} unknown; {}; {}",
         parameters.workload,
         word(results.valid),
         parameters.seed,
@@ -424,7 +425,7 @@ fn print(results: &Results, directory: &Path, output: Output) {
         total.ok,
         total.fail,
         total.info,
-        results.faults.len(),
+        results.count_faults(),
         directory.join("report.html").display()
     );
     for anomaly in results.anomalies().take(10) {
@@ -458,7 +459,7 @@ fn table(done: &[Results]) -> Table {
             total.ok.to_string(),
             total.fail.to_string(),
             total.info.to_string(),
-            results.faults.len().to_string(),
+            results.count_faults(),
             names_of_anomalies(results),
         ]);
     }

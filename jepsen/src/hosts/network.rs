@@ -101,8 +101,11 @@ impl Network {
     /// Adds a cut under an id that no other cut has now. Cuts add up.
     ///
     /// # Errors
-    /// On the loopback device, and where the filters can't be set.
+    /// On the loopback device, for a cut of nothing, and where the filters can't be set.
     pub fn cut(&mut self, id: u64, cut: Cut) -> Result<()> {
+        if cut.is_empty() {
+            return Err(Error::Other("there is nobody to be cut off".into()));
+        }
         let Self::Namespaces(made) = self else {
             return Err(Error::Other("nodes on the loopback device can't be cut off from each other".into()));
         };
@@ -184,7 +187,7 @@ impl Drop for Namespaces {
 }
 
 /// What `nft -f` reads, in one step: drop what comes from these hosts, and nothing else.
-fn ruleset(from: &[String]) -> String {
+pub fn ruleset(from: &[String]) -> String {
     let rule = match from {
         [] => String::new(),
         hosts => format!("ip saddr {{ {} }} drop", hosts.join(", ")),
@@ -214,5 +217,6 @@ mod tests {
         assert!(network.launcher(0).is_empty());
         assert!(network.cut(1, Cut::from([(0, 1)])).is_err());
         assert!(network.mend(1).is_ok());
+        assert!(network.cut(2, Cut::new()).unwrap_err().to_string().contains("nobody"));
     }
 }

@@ -117,15 +117,25 @@ fn namespaces() -> Missing {
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")] {
         needs(program, package)?;
     }
-    // Containers may be root and yet may not make namespaces.
+    // Containers may be root and yet may not make namespaces, and kernels may have no filters.
     let probe = format!("{}{}p", super::PREFIX, std::process::id());
-    let probed = run("ip", &["netns", "add", &probe]).and_then(|_| run("ip", &["netns", "del", &probe]));
-    probed.map(drop).map_err(|error| format!("network namespaces can't be made here: {error}"))
+    let made = run("ip", &["netns", "add", &probe]);
+    made.map_err(|error| format!("network namespaces can't be made here: {error}"))?;
+    let rules = super::network::ruleset(&["10.213.0.11".into()]);
+    let inside = format!("--net=/run/netns/{probe}");
+    let filtered = run_with_input("nsenter", &[&inside, "--", "nft", "-f", "-"], &rules);
+    let removed = run("ip", &["netns", "del", &probe]);
+    filtered.and(removed).map(drop).map_err(|error| format!("packets can't be filtered here: {error}"))
 }
 
 fn disks() -> Missing {
     as_root("small disks")?;
-    for (program, package) in [("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("fsfreeze", "util-linux")] {
+    for (program, package) in [
+        ("mkfs.ext4", "e2fsprogs"),
+        ("mount", "mount"),
+        ("fsfreeze", "util-linux"),
+        ("fallocate", "util-linux"),
+    ] {
         needs(program, package)?;
     }
     if Path::new("/dev/loop-control").exists() {

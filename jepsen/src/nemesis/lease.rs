@@ -13,7 +13,7 @@ use tokio::time::{sleep, sleep_until};
 use super::cuts;
 use super::perform::{Nodes, Stage, blocking, find};
 use super::plan::Victim;
-use crate::hosts::{Error, Result};
+use crate::hosts::Result;
 
 /// How long those outside stand for election before a follower restarts: longer than two leases.
 const OUTSIDE: Duration = Duration::from_millis(2500);
@@ -36,8 +36,7 @@ pub(super) async fn hole(
     until: tokio::time::Instant,
     what: &mut String,
 ) -> Result<()> {
-    let leader = find(stage, Victim::Coordinator).await;
-    let leader = leader.ok_or_else(|| Error::Other("nobody led at that time".into()))?;
+    let leader = find(stage, Victim::Coordinator, until).await?;
     let Cast { leader, restarts, outside } = cast(leader, stage.cluster.len(), choice);
     *what = format!(
         "leader node {}: cut off from {}, then from all; node {} restarts",

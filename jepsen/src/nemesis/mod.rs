@@ -153,8 +153,20 @@ impl Nemesis {
         }
     }
 
-    /// Why it can't be had on this machine, if it can't.
-    pub fn missing(self, means: &Means) -> Option<String> {
+    /// How many nodes it takes at least: with fewer there is nothing to cut, or nobody to play a part.
+    pub const fn least_nodes(self) -> usize {
+        match self {
+            Self::PartitionRing | Self::PartitionBridge | Self::LeaseHole => 3,
+            Self::PartitionHalves | Self::PartitionLeader | Self::PartitionOneWay => 2,
+            _ => 1,
+        }
+    }
+
+    /// Why it can't be had with so many nodes on this machine, if it can't.
+    pub fn missing(self, means: &Means, nodes: usize) -> Option<String> {
+        if nodes < self.least_nodes() {
+            return Some(format!("it takes {} nodes", self.least_nodes()));
+        }
         match self.need() {
             Need::Nothing => None,
             Need::Namespaces => means.namespaces.clone().err(),
@@ -212,6 +224,18 @@ pub fn parse(names: &str) -> Result<Vec<Nemesis>, String> {
     Ok(found)
 }
 
+/// The kinds that such a list names by themselves, not by a group that they are in: a run without one of these is not
+/// what was asked for.
+///
+/// # Errors
+/// As [`parse`].
+pub fn named(names: &str) -> Result<Vec<Nemesis>, String> {
+    let is_own = |name: &&str| !name.starts_with('-') && !GROUPS.iter().any(|(group, _)| group == name);
+    let own: Vec<&str> = names.split(',').map(str::trim).filter(is_own).collect();
+    let wanted = parse(names)?;
+    Ok(parse(&own.join(","))?.into_iter().filter(|one| wanted.contains(one)).collect())
+}
+
 /// What one name means.
 fn meant(name: &str) -> Result<Vec<Nemesis>, String> {
     let is_group = GROUPS.iter().any(|(group, _)| *group == name);
@@ -238,6 +262,14 @@ mod tests {
     }
 
     #[test]
+    fn few_nodes_allow_few_kinds() {
+        let means = Means { namespaces: Ok(()), disks: Ok(()), power: Ok(()), clocks: Ok("lib".into()) };
+        let possible =
+            |nodes| Nemesis::ALL.into_iter().filter(|one| one.missing(&means, nodes).is_none()).count();
+        assert_eq!([1, 2, 3].map(possible), [10, 13, 16]);
+    }
+
+    #[test]
     fn groups_stand_for_their_kinds() {
         assert_eq!(parse("none").unwrap(), []);
         assert_eq!(parse("clock,kill").unwrap(), [Nemesis::Kill, Nemesis::ClockJump, Nemesis::ClockStrobe]);
@@ -245,6 +277,8 @@ mod tests {
         assert_eq!(parse("all, pause").unwrap(), Nemesis::ALL);
         assert_eq!(parse("disk,-disk-full").unwrap(), [Nemesis::DiskSlow]);
         assert_eq!(parse("-clock,all").unwrap().len(), Nemesis::ALL.len() - 2);
+        assert_eq!(named("all,power, kill,clock").unwrap(), [Nemesis::Kill, Nemesis::Power]);
+        assert_eq!(named("all,-power,power").unwrap(), []);
         assert!(parse("kill,earthquake").is_err() && parse("all,-earthquake").is_err());
     }
 }

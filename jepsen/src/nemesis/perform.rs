@@ -12,6 +12,9 @@ use super::plan::{Action, Fault, How, Victim};
 use super::{Nemesis, cuts, lease};
 use crate::hosts::{Cluster, Cut, Error, Result};
 
+/// How often nodes are asked who leads.
+const FIND_EVERY: Duration = Duration::from_millis(100);
+
 /// A fault as it was done.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Happened {
@@ -98,9 +101,7 @@ async fn act(
             cut_off(stage, id, cut.clone(), until).await
         }
         Action::Strike { victim, how } => {
-            let Some(node) = find(stage, *victim).await else {
-                return Err(Error::Other("nobody led at that time".into()));
-            };
+            let node = find(stage, *victim, until).await?;
             down(stage, vec![node], *how, id, until, what).await?;
             let role = match victim {
                 Victim::System => "led the system shard",
@@ -135,11 +136,25 @@ async fn act(
     }
 }
 
-/// Who that is now.
-pub(super) async fn find(stage: &Stage, victim: Victim) -> Option<usize> {
-    match victim {
-        Victim::System => stage.cluster.system_leader().await,
-        Victim::Coordinator => stage.cluster.leader_of(&(stage.hot_key)()).await,
+/// Who that is now. Nobody may lead for a moment, so for a part of the fault's time it is asked again.
+///
+/// # Errors
+/// Where nobody leads.
+pub(super) async fn find(stage: &Stage, victim: Victim, until: tokio::time::Instant) -> Result<usize> {
+    let now = tokio::time::Instant::now();
+    let give_up_at = now + until.saturating_duration_since(now) / 4;
+    loop {
+        let found = match victim {
+            Victim::System => stage.cluster.system_leader().await,
+            Victim::Coordinator => stage.cluster.leader_of(&(stage.hot_key)()).await,
+        };
+        match found {
+            Some(node) => return Ok(node),
+            None if tokio::time::Instant::now() >= give_up_at => {
+                return Err(Error::Other("nobody led at that time".into()));
+            }
+            None => sleep(FIND_EVERY).await,
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Parameters {
     pub workload: Kind,
     /// The faults.
     pub nemeses: Vec<Nemesis>,
+    /// Those of them that were asked for by their own names: without them the run is not what was wanted.
+    #[serde(default)]
+    pub named: Vec<Nemesis>,
     /// How long clients work while faults strike.
     pub seconds: u64,
     /// How many nodes.
@@ -142,6 +145,15 @@ impl Results {
         self.findings.iter().chain(&self.verdict.anomalies)
     }
 
+    /// How many faults there were, in words for people.
+    pub fn count_faults(&self) -> String {
+        let not_done = self.faults.iter().filter(|fault| fault.error.is_some()).count();
+        match not_done {
+            0 => format!("{} faults", self.faults.len()),
+            _ => format!("{} faults, {not_done} not done", self.faults.len()),
+        }
+    }
+
     /// All operations, by outcome.
     pub fn total(&self) -> Counts {
         let add = |sum: Counts, one: &Counts| Counts {
@@ -231,6 +243,22 @@ pub(crate) mod tests {
         assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
     }
 
+    #[test]
+    fn faults_that_were_not_done_are_counted_apart() {
+        let mut results = sample();
+        let fault = |error: Option<&str>| Happened {
+            nemesis: Nemesis::Kill,
+            what: String::new(),
+            begin_ns: 0,
+            end_ns: 1,
+            error: error.map(str::to_owned),
+        };
+        results.faults = vec![fault(None), fault(None)];
+        assert_eq!(results.count_faults(), "2 faults");
+        results.faults.push(fault(Some("nobody led")));
+        assert_eq!(results.count_faults(), "3 faults, 1 not done");
+    }
+
     /// The results of a run of nothing.
     pub(crate) fn sample() -> Results {
         let verdict =
@@ -241,6 +269,7 @@ pub(crate) mod tests {
             parameters: Parameters {
                 workload: Kind::Register,
                 nemeses: vec![Nemesis::Kill],
+                named: vec![Nemesis::Kill],
                 seconds: 1,
                 nodes: 3,
                 rate: 10,

@@ -4,6 +4,7 @@
 pub mod bugs;
 mod checking;
 mod corruption;
+mod doubts;
 mod load;
 mod progress;
 
@@ -56,7 +57,7 @@ struct Ran {
 impl Run {
     /// The kinds of faults that the machine does not allow, and why.
     pub fn missing(&self) -> Vec<(Nemesis, String)> {
-        let why = |kind: &Nemesis| kind.missing(&self.means).map(|why| (*kind, why));
+        let why = |kind: &Nemesis| kind.missing(&self.means, self.parameters.nodes).map(|why| (*kind, why));
         self.parameters.nemeses.iter().filter_map(why).collect()
     }
 
@@ -79,6 +80,7 @@ impl Run {
             let checked = tokio::task::spawn_blocking(move || checking::check(workload, &history)).await;
             checked.map_err(|error| Error::Other(format!("the checker ended: {error}")))??
         };
+        let missing = self.missing();
         let mut results = Results {
             format: FORMAT,
             valid: verdict.valid,
@@ -86,12 +88,8 @@ impl Run {
             began_unix_ms,
             verdict,
             findings: ran.findings,
-            doubts: self.doubts(&ran.faults),
-            notes: self
-                .missing()
-                .into_iter()
-                .map(|(kind, why)| format!("{kind} was not done: {why}"))
-                .collect(),
+            doubts: doubts::doubts(&self.parameters, &missing, &ran.faults),
+            notes: doubts::notes(&self.parameters, &missing, &ran.faults),
             counts,
             latencies,
             faults: ran.faults,
@@ -240,16 +238,7 @@ impl Run {
     /// The kinds of faults that can be had.
     fn kinds(&self) -> Vec<Nemesis> {
         let nemeses = self.parameters.nemeses.iter();
-        nemeses.copied().filter(|kind| kind.missing(&self.means).is_none()).collect()
-    }
-
-    /// Why the run says less than it was meant to: faults were asked for, and none struck.
-    fn doubts(&self, faults: &[Happened]) -> Vec<String> {
-        let struck = faults.iter().any(|fault| fault.error.is_none());
-        match struck || self.parameters.nemeses.is_empty() {
-            true => Vec::new(),
-            false => vec!["no fault struck, though some were asked for: give the run more time".into()],
-        }
+        nemeses.copied().filter(|kind| kind.missing(&self.means, self.parameters.nodes).is_none()).collect()
     }
 
     fn schedule(&self) -> Vec<nemesis::Fault> {
@@ -258,7 +247,7 @@ impl Run {
             nodes: self.parameters.nodes,
             length_ms: self.parameters.seconds * 1000,
             seed: self.parameters.seed,
-            can_cut: self.means.namespaces.is_ok(),
+            can_cut: self.means.namespaces.is_ok() && self.parameters.nodes > 1,
         })
     }
 

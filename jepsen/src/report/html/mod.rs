@@ -74,11 +74,11 @@ fn summary(page: &mut String, results: &Results) {
     put(
         page,
         format_args!(
-            "<p>{} operations took effect, {} failed without effect, and of {} nobody knows; {} faults in {} seconds.</p>\n",
+            "<p>{} operations took effect, {} failed without effect, and of {} nobody knows; {} in {} seconds.</p>\n",
             total.ok,
             total.fail,
             total.info,
-            results.faults.len(),
+            results.count_faults(),
             parameters.seconds
         ),
     );
