@@ -1,5 +1,6 @@
 //! What the cluster says about itself: forming it, whether it is well, who leads.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -73,26 +74,15 @@ impl Cluster {
         join_all(asked).await
     }
 
-    /// Why the cluster is not well: a node that does not answer or not serve, a replica that stopped or knows no
-    /// leader. `None` where all is well.
+    /// Why the cluster is not well: a node that does not answer or not serve, a replica that stopped, knows no leader or
+    /// is missing. `None` where all is well.
     pub async fn complaint(&self) -> Option<String> {
-        for (at, status) in self.statuses().await.into_iter().enumerate() {
-            let node = at + 1;
-            let Some(status) = status else { return Some(format!("node {node} does not answer")) };
-            if status.state != "serving" {
-                return Some(format!("node {node} is {}", status.state));
-            }
-            for replica in &status.replicas {
-                let shard = replica.shard.as_ref().map_or(0, |shard| shard.id);
-                if !replica.fault.is_empty() {
-                    return Some(format!("node {node}: shard {shard} stopped: {}", replica.fault));
-                }
-                if replica.leader == 0 {
-                    return Some(format!("node {node}: shard {shard} has no leader"));
-                }
-            }
-        }
-        None
+        complaint(&self.statuses().await, self.least_shards())
+    }
+
+    /// How many shards there are at least: the system's, and those that the cluster was formed with.
+    pub(super) fn least_shards(&self) -> usize {
+        self.settings.split_keys.len() + 2
     }
 
     /// Waits until the cluster is well.
@@ -137,20 +127,114 @@ impl Cluster {
         let found = found.filter_map(|(at, status)| status.as_ref().and_then(leads).map(|term| (term, at)));
         found.max().map(|(_, at)| at)
     }
+}
 
-    /// Compares all replicas of each shard, once they have applied the same. Nothing may be writing.
-    ///
-    /// # Errors
-    /// With what the `kvorum` command says, where they differ or can't be compared.
-    pub async fn compare_replicas(&self) -> Result<()> {
-        let server = self.settings.server.to_string_lossy().into_owned();
-        let nodes = self.addresses().join(",");
-        let words = ["checksum", "--wait", "60s", "--deadline", "60s", "--endpoints"].map(String::from);
-        let compare = move || {
-            let words: Vec<&str> = words.iter().map(String::as_str).chain([nodes.as_str()]).collect();
-            run(&server, &words)
+/// How many replicas each shard has among so many nodes.
+pub(super) fn replicas_of_each(nodes: usize) -> usize {
+    nodes.min(3)
+}
+
+/// What is wrong, by what each node says of itself.
+fn complaint(statuses: &[Option<GetStatusReply>], least_shards: usize) -> Option<String> {
+    for (at, status) in statuses.iter().enumerate() {
+        let node = at + 1;
+        let Some(status) = status else { return Some(format!("node {node} does not answer")) };
+        if status.state != "serving" {
+            return Some(format!("node {node} is {}", status.state));
+        }
+        for replica in &status.replicas {
+            let shard = replica.shard.as_ref().map_or(0, |shard| shard.id);
+            if !replica.fault.is_empty() {
+                return Some(format!("node {node}: shard {shard} stopped: {}", replica.fault));
+            }
+            if replica.leader == 0 {
+                return Some(format!("node {node}: shard {shard} has no leader"));
+            }
+        }
+    }
+    missing_replica(statuses, least_shards)
+}
+
+/// A shard of which a replica is nowhere: one that lost its data must not be taken for well.
+fn missing_replica(statuses: &[Option<GetStatusReply>], least_shards: usize) -> Option<String> {
+    // Of each shard who holds it, and who is to by its newest state.
+    let mut holders: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    let mut members: BTreeMap<u64, (u64, &[u64])> = BTreeMap::new();
+    for status in statuses.iter().flatten() {
+        let node = status.node.as_ref().map_or(0, |node| node.id);
+        for shard in status.replicas.iter().filter_map(|replica| replica.shard.as_ref()) {
+            holders.entry(shard.id).or_default().insert(node);
+            let newest = members.entry(shard.id).or_insert((shard.epoch, &shard.replicas));
+            if newest.0 < shard.epoch {
+                *newest = (shard.epoch, &shard.replicas);
+            }
+        }
+    }
+    for (shard, holders) in &holders {
+        let of_shard = members.get(shard).map_or(&[][..], |(_, nodes)| nodes);
+        if let Some(node) = of_shard.iter().find(|node| !holders.contains(node)) {
+            return Some(format!("shard {shard}: the node of id {node} lacks its replica"));
+        }
+        let wanted = replicas_of_each(statuses.len());
+        if holders.len() != wanted {
+            return Some(format!("shard {shard} has {} replicas, and must have {wanted}", holders.len()));
+        }
+    }
+    let count = holders.len();
+    (count < least_shards)
+        .then(|| format!("there are replicas of {count} shards, and must be of {least_shards}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvorum::rpc::v1::{Node, Shard};
+
+    use super::*;
+
+    /// A node that serves, with replicas of these shards, which all have these members.
+    fn serving(id: u64, shards: &[u64], members: &[u64]) -> Option<GetStatusReply> {
+        let replica = |shard: &u64| ReplicaStatus {
+            shard: Some(Shard { id: *shard, replicas: members.to_vec(), ..Shard::default() }),
+            leader: 1,
+            ..ReplicaStatus::default()
         };
-        let done = tokio::task::spawn_blocking(compare).await;
-        done.map_err(|error| Error::Other(format!("the comparison ended: {error}")))?.map(drop)
+        Some(GetStatusReply {
+            node: Some(Node { id, ..Node::default() }),
+            state: "serving".into(),
+            replicas: shards.iter().map(replica).collect(),
+            ..GetStatusReply::default()
+        })
+    }
+
+    #[test]
+    fn a_replica_that_is_nowhere_is_missed() {
+        let all = [1, 2, 3];
+        let well = all.map(|id| serving(id, &[0, 1], &all));
+        assert_eq!(complaint(&well, 2), None);
+        let mut lost = well.clone();
+        lost[1] = serving(2, &[0], &all);
+        assert!(complaint(&lost, 2).unwrap().contains("id 2 lacks"), "{:?}", complaint(&lost, 2));
+        // Also where nobody says that it should be there.
+        let forgotten = [serving(1, &[0, 1], &[]), serving(2, &[0], &[]), serving(3, &[0, 1], &[])];
+        assert!(complaint(&forgotten, 2).unwrap().contains("2 replicas, and must have 3"));
+        assert!(complaint(&well, 3).unwrap().contains("of 2 shards"));
+    }
+
+    #[test]
+    fn of_five_nodes_three_hold_each_shard() {
+        let held = |id: u64| if id <= 3 { [0, 1] } else { [2, 2] };
+        let mut statuses: Vec<_> = (1..=5).map(|id| serving(id, &held(id)[..], &[])).collect();
+        assert!(complaint(&statuses, 3).unwrap().contains("shard 2 has 2"));
+        statuses[0] = serving(1, &[0, 1, 2], &[]);
+        assert_eq!(complaint(&statuses, 3), None);
+    }
+
+    #[test]
+    fn nodes_that_do_not_serve_and_replicas_without_a_leader_are_no_good() {
+        let mut statuses = [serving(1, &[0], &[1]), None];
+        assert!(complaint(&statuses, 1).unwrap().contains("node 2 does not answer"));
+        statuses[1] =
+            serving(2, &[0], &[1]).map(|status| GetStatusReply { state: "starting".into(), ..status });
+        assert!(complaint(&statuses, 1).unwrap().contains("node 2 is starting"));
     }
 }

@@ -6,6 +6,7 @@
 
 mod ask;
 mod clock;
+mod compare;
 mod disk;
 mod leftovers;
 mod network;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+pub use compare::Comparison;
 pub use disk::DiskKind;
 pub use leftovers::remove_of_the_dead;
 pub use network::Cut;

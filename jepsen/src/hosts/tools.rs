@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// What stands in the way of a run.
 #[derive(Debug, thiserror::Error)]
@@ -59,25 +59,43 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
 /// # Errors
 /// As [`run`].
 pub fn run_with_input(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let command = || format!("{program} {}", arguments.join(" "));
-    let failed = |why: String| Error::Command { command: command(), why };
+    let output = output(program, arguments, input)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let why = failure(&output);
+    Err(Error::Command { command: line(program, arguments), why })
+}
+
+/// Runs a command to its end, whatever that is.
+///
+/// # Errors
+/// [`Error::Command`] where it can't be started.
+pub fn output(program: &str, arguments: &[&str], input: &str) -> Result<Output> {
+    let failed =
+        |error: std::io::Error| Error::Command { command: line(program, arguments), why: error.to_string() };
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A command that ends without reading everything says so by its exit code.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
+    child.wait_with_output().map_err(failed)
+}
+
+/// How a command ended, and what it wrote to standard error.
+pub fn failure(output: &Output) -> String {
     let told = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(failed(format!("{}{}{told}", output.status, if told.is_empty() { "" } else { ": " })))
+    format!("{}{}{told}", output.status, if told.is_empty() { "" } else { ": " })
+}
+
+fn line(program: &str, arguments: &[&str]) -> String {
+    format!("{program} {}", arguments.join(" "))
 }
 
 /// What this machine allows. Found out once, before a run.

@@ -1,7 +1,6 @@
 //! Checking histories, fresh ones and those of earlier runs.
 
-use std::fs::{self, File};
-use std::io::BufReader;
+use std::fs;
 use std::path::Path;
 
 use super::write;
@@ -43,15 +42,17 @@ pub fn check_again(directory: &Path) -> Result<Results> {
     Ok(results)
 }
 
-/// The history in a directory, from `history.jsonl`.
+/// The history in a directory, from `history.jsonl`. A last line without an end is left out: the run was broken off
+/// while it was written.
 ///
 /// # Errors
 /// Where there is none, or it is malformed.
 pub fn read(directory: &Path) -> Result<History> {
     let path = directory.join("history.jsonl");
-    let file =
-        File::open(&path).map_err(|source| Error::Io { what: format!("open {}", path.display()), source })?;
-    jsonl::read(BufReader::new(file)).map_err(|error| Error::Other(format!("{}: {error}", path.display())))
+    let text =
+        fs::read(&path).map_err(|source| Error::Io { what: format!("read {}", path.display()), source })?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    jsonl::read(&text[..whole]).map_err(|error| Error::Other(format!("{}: {error}", path.display())))
 }
 
 /// The exit code for a verdict: 0 valid, 1 invalid, 2 unknown.
@@ -60,5 +61,58 @@ pub fn exit_code(valid: Valid) -> u8 {
         Valid::Valid => 0,
         Valid::Invalid => 1,
         Valid::Unknown => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosts::Means;
+    use crate::report::sample;
+    use crate::run::{Run, write_results};
+
+    fn run_in(directory: &Path) -> Run {
+        let no = || Err("not in tests".to_owned());
+        Run {
+            parameters: sample().parameters,
+            directory: directory.to_owned(),
+            means: Means {
+                namespaces: no(),
+                disks: no(),
+                power: no(),
+                clocks: Err("not in tests".to_owned()),
+            },
+            keep_data: false,
+        }
+    }
+
+    #[test]
+    fn what_a_broken_off_run_left_can_be_checked() {
+        let home = tempfile::tempdir().unwrap();
+        write_results(home.path(), &run_in(home.path()).begun()).unwrap();
+        let lines = [
+            r#"{"process":1,"type":"invoke","f":"read","key":"r","value":null}"#,
+            r#"{"process":1,"type":"ok","f":"read","key":"r","value":7}"#,
+            r#"{"process":1,"type":"invoke","f":"re"#,
+        ];
+        fs::write(home.path().join("history.jsonl"), lines[..1].join("\n") + "\n").unwrap();
+        let results = check_again(home.path()).unwrap();
+        assert_eq!(results.valid, Valid::Unknown, "{:?}", results.doubts);
+        fs::write(home.path().join("history.jsonl"), lines.join("\n")).unwrap();
+        let results = check_again(home.path()).unwrap();
+        assert_eq!(results.valid, Valid::Invalid);
+        assert_eq!(results.verdict.anomalies[0].name, "unwritten-value");
+        assert!(home.path().join("report.html").exists());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_does_not_start_leaves_what_it_was_asked_for() {
+        let home = tempfile::tempdir().unwrap();
+        let mut run = run_in(home.path());
+        run.parameters.server = "/no/such/program".into();
+        assert!(run.make(&crate::run::Progress::hidden()).await.is_err());
+        let text = fs::read_to_string(home.path().join("results.json")).unwrap();
+        let results: Results = serde_json::from_str(&text).unwrap();
+        assert_eq!((results.valid, results.parameters), (Valid::Unknown, run.parameters));
     }
 }

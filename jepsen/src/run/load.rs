@@ -25,8 +25,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const KEPT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How long a new client may take to connect, before the old one has to do.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
-/// How long reads at the end are tried again.
+/// How long all reads at the end may take: so long, and so much more for each.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+const CLOSE_EACH: Duration = Duration::from_millis(100);
+/// A read at the end that got no answer for so long gets none; one that had less time is not judged.
+const REFUSED_AFTER: Duration = Duration::from_secs(30);
 /// Each read at the end is made so often at most.
 const CLOSING_ATTEMPTS: u32 = 20;
 
@@ -124,19 +127,20 @@ impl Load {
         }
     }
 
-    /// Reads everything back. Returns of each read that got no answer, though it was made again and again, why.
-    pub(super) async fn close(&self) -> Result<Vec<String>> {
+    /// Reads everything back.
+    pub(super) async fn close(&self) -> Result<Closed> {
         let requests = Arc::new(self.inner.workload.closing());
-        let (next, missing) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let until = Instant::now() + CLOSE_WITHIN;
+        let (next, closed) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Closed::default())));
+        let until = Instant::now() + close_within(requests.len());
         let mut working = JoinSet::new();
         for number in 0..self.inner.clients {
             let mut worker = Worker::new(&self.inner, self.inner.clients + number);
-            let (requests, next, missing) = (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&missing));
+            let (requests, next, closed) = (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&closed));
             working.spawn(async move {
                 while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let refused = worker.insist(request, until).await?;
-                    missing.lock().extend(refused);
+                    if let Some(missing) = worker.insist(request, until).await? {
+                        closed.lock().add(missing);
+                    }
                 }
                 Ok(())
             });
@@ -144,7 +148,38 @@ impl Load {
         while let Some(done) = working.join_next().await {
             joined(done)?;
         }
-        Ok(std::mem::take(&mut missing.lock()))
+        Ok(std::mem::take(&mut closed.lock()))
+    }
+}
+
+/// How long so many reads at the end may take together.
+fn close_within(requests: usize) -> Duration {
+    CLOSE_WITHIN + CLOSE_EACH * u32::try_from(requests).unwrap_or(u32::MAX)
+}
+
+/// What came of the reads at the end.
+#[derive(Default)]
+pub(super) struct Closed {
+    /// Why each got no answer that got none, though it was made again and again.
+    pub(super) refused: Vec<String>,
+    /// How many there was too little time for.
+    pub(super) untimely: usize,
+}
+
+/// A read at the end that got no answer.
+struct Missing {
+    tries: u32,
+    tried_for: Duration,
+    why: String,
+}
+
+impl Closed {
+    fn add(&mut self, Missing { tries, tried_for, why }: Missing) {
+        if tries >= CLOSING_ATTEMPTS || tried_for >= REFUSED_AFTER {
+            self.refused.push(why);
+        } else {
+            self.untimely += 1;
+        }
     }
 }
 
@@ -196,24 +231,22 @@ impl Worker {
         }
     }
 
-    /// Makes a read until it succeeds, within limits. Returns why it did not, in the end.
-    async fn insist(&mut self, request: &Request, until: Instant) -> Result<Option<String>> {
-        let mut why = "there was no time left for it".to_owned();
-        for _ in 0..CLOSING_ATTEMPTS {
-            if Instant::now() >= until {
-                break;
-            }
-            match self.make(request).await {
+    /// Makes a read until it succeeds, within limits. Returns what was tried where it did not.
+    async fn insist(&mut self, request: &Request, until: Instant) -> Result<Option<Missing>> {
+        let began = Instant::now();
+        let mut missing = Missing { tries: 0, tried_for: Duration::ZERO, why: String::new() };
+        while missing.tries < CLOSING_ATTEMPTS && Instant::now() < until {
+            missing.why = match self.make(request).await {
                 Ok(Outcome::Ok(..)) => return Ok(None),
-                Ok(Outcome::Fail(error) | Outcome::Info(error) | Outcome::Corrupt { why: error, .. }) => {
-                    why = error;
-                }
-                Err(Error::Store(error)) => why = error.to_string(),
+                Ok(Outcome::Fail(why) | Outcome::Info(why) | Outcome::Corrupt { why, .. }) => why,
+                Err(Error::Store(error)) => error.to_string(),
                 Err(error) => return Err(error),
-            }
+            };
+            missing.tries += 1;
+            missing.tried_for = began.elapsed();
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
-        Ok(Some(why))
+        Ok(Some(missing))
     }
 
     /// Makes a request and writes it down.
@@ -257,5 +290,28 @@ impl Worker {
             (Err(_), Some(client)) => Ok(client.clone()),
             (Err(error), None) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_reads_have_more_time() {
+        assert_eq!(close_within(0), Duration::from_secs(60));
+        assert_eq!(close_within(6000), Duration::from_secs(660));
+    }
+
+    #[test]
+    fn a_read_that_had_no_time_is_not_taken_for_one_that_gets_no_answer() {
+        let mut closed = Closed::default();
+        let missing = |tries, s| Missing { tries, tried_for: Duration::from_secs(s), why: "nobody".into() };
+        closed.add(missing(0, 0));
+        closed.add(missing(3, 12));
+        assert_eq!((closed.refused.len(), closed.untimely), (0, 2));
+        closed.add(missing(CLOSING_ATTEMPTS, 5));
+        closed.add(missing(7, 31));
+        assert_eq!((closed.refused, closed.untimely), (vec!["nobody".to_owned(); 2], 2));
     }
 }

@@ -8,15 +8,16 @@ mod doubts;
 mod load;
 mod progress;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::check::Anomaly;
+use crate::check::{Anomaly, Valid, Verdict};
 use crate::history::{History, Recorder};
-use crate::hosts::{Cluster, DiskKind, Error, Means, Result, Settings};
+use crate::hosts::{Cluster, Comparison, DiskKind, Error, Means, Result, Settings};
 use crate::nemesis::{self, Happened, Need, Nemesis, Plan, Stage};
 use crate::report::{CrashTold, FORMAT, Parameters, Results, html, latencies};
 use crate::workload::{self, Workload};
@@ -32,6 +33,9 @@ const FORMED_WITHIN: Duration = Duration::from_secs(120);
 const WELL_WITHIN: Duration = Duration::from_secs(120);
 /// Data directories that are file systems of their own are so large.
 const DISK_MEBIBYTES: u32 = 256;
+
+/// What is said of a run of which nothing but its beginning was written down.
+const BROKEN_OFF: &str = "the run was broken off: there is more than its history shows that nobody looked at";
 
 /// A run to be made.
 #[derive(Clone, Debug)]
@@ -50,8 +54,16 @@ pub struct Run {
 struct Ran {
     history: History,
     faults: Vec<Happened>,
-    findings: Vec<Anomaly>,
     crashes: Vec<CrashTold>,
+    tale: Tale,
+}
+
+/// What is to be told of a run besides its history.
+#[derive(Default)]
+struct Tale {
+    findings: Vec<Anomaly>,
+    doubts: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Run {
@@ -69,7 +81,9 @@ impl Run {
     pub async fn make(&self, progress: &Progress) -> Result<Results> {
         fs::create_dir_all(&self.directory)
             .map_err(|source| Error::Io { what: format!("make {}", self.directory.display()), source })?;
-        let began_unix_ms = unix_ms();
+        let begun = self.begun();
+        // So that what a run that is broken off leaves can be checked all the same.
+        write_results(&self.directory, &begun)?;
         let ran = self.perform(progress).await?;
         progress.phase("checking the history");
         let (counts, latencies) = latencies(&ran.history);
@@ -77,91 +91,144 @@ impl Run {
         let history = Arc::new(ran.history);
         let verdict = {
             let history = Arc::clone(&history);
-            let checked = tokio::task::spawn_blocking(move || checking::check(workload, &history)).await;
-            checked.map_err(|error| Error::Other(format!("the checker ended: {error}")))??
+            tokio::task::spawn_blocking(move || checking::check(workload, &history)).await
         };
         let missing = self.missing();
         let mut results = Results {
-            format: FORMAT,
-            valid: verdict.valid,
-            parameters: self.parameters.clone(),
-            began_unix_ms,
-            verdict,
-            findings: ran.findings,
-            doubts: doubts::doubts(&self.parameters, &missing, &ran.faults),
-            notes: doubts::notes(&self.parameters, &missing, &ran.faults),
+            // What the run itself found stands also where the checker can't say anything.
+            verdict: match verdict {
+                Ok(verdict) => verdict?,
+                Err(error) => unchecked(format!("The checker ended early: {error}.")),
+            },
+            findings: ran.tale.findings,
+            doubts: [ran.tale.doubts, doubts::doubts(&self.parameters, &missing, &ran.faults)].concat(),
+            notes: [ran.tale.notes, doubts::notes(&self.parameters, &missing, &ran.faults)].concat(),
             counts,
             latencies,
             faults: ran.faults,
             crashes: ran.crashes,
+            ..begun
         };
         results.conclude();
-        write(&self.directory, &results, &history)?;
-        if results.valid == crate::check::Valid::Valid && !self.keep_data {
+        if results.valid == Valid::Valid && !self.keep_data {
             let data = self.directory.join("data");
-            fs::remove_dir_all(&data)
-                .map_err(|source| Error::Io { what: format!("remove {}", data.display()), source })?;
+            if let Err(error) = fs::remove_dir_all(&data) {
+                results.notes.push(format!("{} can't be removed: {error}", data.display()));
+            }
         }
+        write(&self.directory, &results, &history)?;
         Ok(results)
     }
 
-    /// Everything up to the history.
+    /// The results of a run that has begun, and is broken off where nothing else is written.
+    fn begun(&self) -> Results {
+        Results {
+            format: FORMAT,
+            valid: Valid::Unknown,
+            parameters: self.parameters.clone(),
+            began_unix_ms: unix_ms(),
+            verdict: unchecked("The run was broken off before its history was checked.".to_owned()),
+            findings: Vec::new(),
+            doubts: vec![BROKEN_OFF.to_owned()],
+            notes: Vec::new(),
+            counts: BTreeMap::new(),
+            latencies: BTreeMap::new(),
+            faults: Vec::new(),
+            crashes: Vec::new(),
+        }
+    }
+
+    /// Everything up to the history. Once clients have begun, what goes wrong with the run itself is a doubt: what they
+    /// saw, and what was found, is told all the same.
     async fn perform(&self, progress: &Progress) -> Result<Ran> {
-        let parameters = &self.parameters;
         progress.phase("starting nodes");
         let cluster = Arc::new(Cluster::start(self.settings())?);
         cluster.form(FORMED_WITHIN).await?;
         let recorder = Arc::new(self.recorder()?);
-        let workload: Arc<dyn Workload> = Arc::from(parameters.workload.make());
-        let load = Load::new(parameters, &cluster, &workload, &recorder);
+        let workload: Arc<dyn Workload> = Arc::from(self.parameters.workload.make());
+        let load = Load::new(&self.parameters, &cluster, &workload, &recorder);
         load.open().await?;
-        let stage = Stage {
-            cluster: Arc::clone(&cluster),
-            began: recorder.began(),
-            hot_key: {
-                let workload = Arc::clone(&workload);
-                Arc::new(move || workload.hot_key())
-            },
+        let mut tale = Tale::default();
+        let faults = match self.strain(&cluster, &load, &workload, recorder.began(), progress).await {
+            Ok(faults) => faults,
+            Err(error) => {
+                tale.doubts.push(format!("the load was broken off: {error}"));
+                Vec::new()
+            }
         };
-        progress.load(parameters.seconds);
-        let faults = tokio::select! {
-            done = async { tokio::join!(nemesis::perform(self.schedule(), stage), load.run(progress)) } => {
-                done.1?;
-                done.0
-            }
-            failed = cluster.supervise() => match failed? {},
-        };
-        progress.phase("healing");
-        let mut findings = Vec::new();
-        let is_well = self.recover(&cluster, &mut findings).await?;
-        if is_well {
-            progress.phase("reading everything back");
-            let missing = load.close().await?;
-            if let Some(why) = missing.last() {
-                let told = format!(
-                    "all nodes serve, and {} of the reads at the end get no answer, the last because: {why}",
-                    missing.len()
-                );
-                findings.push(finding("not-readable", told));
-            }
+        if let Err(error) = self.look_back(&cluster, &load, progress, &mut tale).await {
+            tale.doubts
+                .push(format!("the cluster was not healed, read back and compared to the end: {error}"));
         }
-        if is_well {
-            progress.phase("comparing replicas");
-            if let Err(error) = cluster.compare_replicas().await {
-                findings.push(finding("replicas-differ", error.to_string()));
-            }
-        }
-        findings.extend(load.corruption());
-        let crashes = self.finish(&cluster, &recorder, &mut findings).await?;
+        tale.findings.extend(load.corruption());
+        let crashes = Self::finish(&cluster, &recorder, &mut tale).await;
         drop(load);
-        let recorder = Arc::into_inner(recorder).ok_or_else(|| {
-            Error::Other("a client still works when all have ended: a fault of the harness".into())
-        })?;
-        let ops =
-            recorder.finish().map_err(|source| Error::Io { what: "write the history".into(), source })?;
+        let ops = match Arc::try_unwrap(recorder) {
+            Ok(recorder) => {
+                recorder.finish().map_err(|source| Error::Io { what: "write the history".into(), source })?
+            }
+            Err(recorder) => {
+                tale.doubts.push("a client still worked when all should have ended".into());
+                recorder.since(0)
+            }
+        };
         let history =
             History::new(ops).map_err(|error| Error::Other(format!("the history is malformed: {error}")))?;
-        Ok(Ran { history, faults, findings, crashes })
+        Ok(Ran { history, faults, crashes, tale })
+    }
+
+    /// Has clients work while faults strike. Returns the faults.
+    async fn strain(
+        &self,
+        cluster: &Arc<Cluster>,
+        load: &Load,
+        workload: &Arc<dyn Workload>,
+        began: Instant,
+        progress: &Progress,
+    ) -> Result<Vec<Happened>> {
+        let hot = Arc::clone(workload);
+        let stage = Stage { cluster: Arc::clone(cluster), began, hot_key: Arc::new(move || hot.hot_key()) };
+        progress.load(self.parameters.seconds);
+        tokio::select! {
+            (faults, done) = async { tokio::join!(nemesis::perform(self.schedule(), stage), load.run(progress)) } => {
+                done.map(|()| faults)
+            }
+            failed = cluster.supervise() => match failed? {},
+        }
+    }
+
+    /// Heals the cluster, reads everything back, and compares the replicas.
+    async fn look_back(
+        &self,
+        cluster: &Arc<Cluster>,
+        load: &Load,
+        progress: &Progress,
+        tale: &mut Tale,
+    ) -> Result<()> {
+        progress.phase("healing");
+        if !self.recover(cluster, &mut tale.findings).await? {
+            return Ok(());
+        }
+        progress.phase("reading everything back");
+        let closed = load.close().await?;
+        if let Some(why) = closed.refused.last() {
+            let told = format!(
+                "all nodes serve, and {} of the reads at the end get no answer, the last because: {why}",
+                closed.refused.len()
+            );
+            tale.findings.push(finding("not-readable", told));
+        }
+        if closed.untimely > 0 {
+            tale.doubts
+                .push(format!("there was no time left for {} of the reads at the end", closed.untimely));
+        }
+        progress.phase("comparing replicas");
+        match cluster.compare_replicas().await? {
+            Comparison::Equal => {}
+            Comparison::Differ(table) => tale.findings.push(finding("replicas-differ", table)),
+            Comparison::Unsettled(why) => tale.findings.push(finding("not-comparable", why)),
+        }
+        Ok(())
     }
 
     /// Ends all faults, and waits until all nodes serve. Where they don't by themselves, that is a finding, and they are
@@ -187,17 +254,15 @@ impl Run {
     }
 
     /// Stops the nodes, and tells what they did besides serving.
-    async fn finish(
-        &self,
-        cluster: &Arc<Cluster>,
-        recorder: &Recorder,
-        findings: &mut Vec<Anomaly>,
-    ) -> Result<Vec<CrashTold>> {
-        cluster.look_after()?;
+    async fn finish(cluster: &Arc<Cluster>, recorder: &Recorder, tale: &mut Tale) -> Vec<CrashTold> {
+        if let Err(error) = cluster.look_after() {
+            tale.doubts.push(format!("a node that had ended was not started again: {error}"));
+        }
         let late = cluster.stop().await;
         if !late.is_empty() {
             let nodes: Vec<String> = late.iter().map(|node| (node + 1).to_string()).collect();
-            findings.push(finding("does-not-stop", format!("SIGTERM did not end node {}", nodes.join(", "))));
+            let told = format!("SIGTERM did not end node {} in time", nodes.join(", "));
+            tale.findings.push(finding("does-not-stop", told));
         }
         let told = |crash: crate::hosts::Crash| CrashTold {
             node: crash.node + 1,
@@ -208,13 +273,15 @@ impl Run {
         let crashes: Vec<CrashTold> = cluster.crashes().into_iter().map(told).collect();
         // A node may end where it can't write: what it acknowledged must be there when it is back.
         for crash in crashes.iter().filter(|crash| !crash.disk_full) {
-            findings.push(finding("node-crash", crash.to_string()));
+            tale.findings.push(finding("node-crash", crash.to_string()));
         }
         for (node, line) in cluster.alarms() {
-            findings.push(finding("panic", format!("in nodes/{}.log: {line}", node + 1)));
+            tale.findings.push(finding("panic", format!("in nodes/{}.log: {line}", node + 1)));
         }
-        cluster.keep_data()?;
-        Ok(crashes)
+        if let Err(error) = cluster.keep_data() {
+            tale.notes.push(format!("the data of the nodes was not kept: {error}"));
+        }
+        crashes
     }
 
     fn settings(&self) -> Settings {
@@ -270,14 +337,22 @@ async fn blocking(cluster: &Arc<Cluster>, act: fn(&Cluster) -> Result<()>) -> Re
 
 /// Writes `results.json` and `report.html`.
 fn write(directory: &Path, results: &Results, history: &History) -> Result<()> {
-    let put = |name: &str, text: String| {
-        let path = directory.join(name);
-        fs::write(&path, text)
-            .map_err(|source| Error::Io { what: format!("write {}", path.display()), source })
-    };
+    write_results(directory, results)?;
+    put(&directory.join("report.html"), &html::page(results, history))
+}
+
+fn write_results(directory: &Path, results: &Results) -> Result<()> {
     let json = serde_json::to_string_pretty(results).map_err(|error| Error::Other(error.to_string()))?;
-    put("results.json", json + "\n")?;
-    put("report.html", html::page(results, history))
+    put(&directory.join("results.json"), &(json + "\n"))
+}
+
+fn put(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|source| Error::Io { what: format!("write {}", path.display()), source })
+}
+
+/// The verdict on a history that was not checked.
+fn unchecked(why: String) -> Verdict {
+    Verdict { valid: Valid::Unknown, notes: vec![why], anomalies: Vec::new(), stats: BTreeMap::new() }
 }
 
 fn finding(name: &str, explanation: String) -> Anomaly {
