@@ -35,8 +35,9 @@ pub struct Disk {
     power: Option<PowerDisk>,
 }
 
-/// The file that takes all room on a full disk.
+/// The files that take all room on a full disk, at most so many.
 const FILLER: &str = "filler";
+const FILLERS: usize = 8;
 /// A file system gives room in blocks of this size.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -81,7 +82,7 @@ impl Disk {
     /// writing for long. Nothing may be writing meanwhile.
     ///
     /// # Errors
-    /// For a plain directory, and where there is no telling how much room is left.
+    /// For a plain directory, and where there is room left, or no telling how much.
     pub fn fill(&self) -> Result<()> {
         if let Some(power) = &self.power {
             power.fill();
@@ -89,20 +90,19 @@ impl Disk {
         }
         let mount = self.small("filled up")?;
         release_reserved(&self.data).context(|| format!("take back room in {}", self.data.display()))?;
-        let filler = mount.join(FILLER);
         // Something may be freed while it is filled.
-        for round in 0..3 {
-            let room =
-                statvfs(mount).map_err(std::io::Error::from).context(|| format!("{}", mount.display()))?;
-            let bytes = room.f_bavail * room.f_frsize;
+        for file in fillers(mount) {
+            let bytes = room_left(mount)?;
             if bytes == 0 {
                 break;
             }
-            let file = format!("{}{round}", filler.display());
             // An error means that there is less room than it said: the next round tries again.
-            let _ = run("fallocate", &["-l", &bytes.to_string(), &file]);
+            let _ = run("fallocate", &["-l", &bytes.to_string(), &file.to_string_lossy()]);
         }
-        Ok(())
+        match room_left(mount)? {
+            0 => Ok(()),
+            bytes => Err(Error::Other(format!("{} is not full: {bytes} bytes are left", mount.display()))),
+        }
     }
 
     /// Gives the room back.
@@ -115,8 +115,7 @@ impl Disk {
             return Ok(());
         }
         let mount = self.small("freed")?;
-        for round in 0..3 {
-            let file = mount.join(format!("{FILLER}{round}"));
+        for file in fillers(mount) {
             if file.exists() {
                 fs::remove_file(&file).context(|| format!("remove {}", file.display()))?;
             }
@@ -190,6 +189,16 @@ impl Disk {
     }
 }
 
+fn fillers(mount: &Path) -> impl Iterator<Item = PathBuf> {
+    (0..FILLERS).map(|round| mount.join(format!("{FILLER}{round}")))
+}
+
+/// The bytes that can still be written to the file system at a place.
+fn room_left(mount: &Path) -> Result<u64> {
+    let room = statvfs(mount).map_err(std::io::Error::from).context(|| format!("{}", mount.display()))?;
+    Ok(room.f_bavail * room.f_frsize)
+}
+
 /// Frees the blocks that files in the directory have beyond their end. Their content stays.
 fn release_reserved(directory: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(directory)? {
@@ -239,13 +248,31 @@ mod tests {
         fs::write(&path, b"what was written").unwrap();
         let reserve = ["-n", "-l", "1048576", &path.to_string_lossy()];
         if let Err(reason) = run("fallocate", &reserve) {
-            eprintln!("not run: {reason}");
-            return;
+            return crate::hosts::not_run(&reason.to_string());
         }
         assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
         release_reserved(home.path()).unwrap();
         assert!(fs::metadata(&path).unwrap().blocks() * 512 <= BLOCK_BYTES);
         assert_eq!(fs::read(&path).unwrap(), b"what was written");
+    }
+
+    #[test]
+    fn a_small_disk_is_full_to_the_last_byte_and_has_its_room_again() {
+        let means = crate::hosts::Means::of_this_machine();
+        if let Err(reason) = means.disks {
+            return crate::hosts::not_run(&reason);
+        }
+        let home = tempfile::tempdir().unwrap();
+        let disk = match Disk::make(DiskKind::Small { mebibytes: 16 }, home.path(), 90) {
+            Ok(disk) => disk,
+            Err(error) => return crate::hosts::not_run(&error.to_string()),
+        };
+        fs::create_dir(disk.data()).unwrap();
+        let file = disk.data().join("log");
+        disk.fill().unwrap();
+        assert!(fs::write(&file, [1; 8192]).is_err());
+        disk.free().unwrap();
+        fs::write(&file, [1; 8192]).unwrap();
     }
 
     #[test]

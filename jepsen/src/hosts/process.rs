@@ -64,20 +64,20 @@ impl Process {
         self.child.id()
     }
 
-    /// SIGKILL, and the end of the process.
+    /// SIGKILL, and the end of the process. Returns how it ended: by that signal, or before of its own accord.
     ///
     /// # Errors
     /// Where the system refuses.
-    pub fn kill(mut self) -> Result<()> {
+    pub fn kill(mut self) -> Result<ExitStatus> {
         self.end()
     }
 
-    fn end(&mut self) -> Result<()> {
+    fn end(&mut self) -> Result<ExitStatus> {
         let id = self.id();
         self.child.kill().context(|| format!("kill process {id}"))?;
-        self.child.wait().context(|| format!("wait for process {id}"))?;
+        let status = self.child.wait().context(|| format!("wait for process {id}"))?;
         Clock::tidy(id);
-        Ok(())
+        Ok(status)
     }
 
     /// Stops the process where it is, until [`resume`](Self::resume).

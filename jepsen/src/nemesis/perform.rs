@@ -90,11 +90,9 @@ async fn act(
         Action::Kill(nodes) => down(stage, nodes.clone(), How::Kill, id, until, what).await,
         Action::Pause(nodes) => down(stage, nodes.clone(), How::Pause, id, until, what).await,
         Action::PowerCut { nodes, seed } => {
-            *what = format!("the power is cut: {}", Nodes(nodes));
-            each(stage, nodes, Cluster::cut_power).await?;
-            sleep_until(until).await;
             let seed = *seed;
-            each(stage, nodes, move |cluster, node| cluster.restore_power(node, seed ^ node as u64)).await
+            let restore = move |cluster: &Cluster, node| cluster.restore_power(node, seed ^ node as u64);
+            hold(stage, nodes, ("the power is cut", Cluster::cut_power, restore), until, what).await
         }
         Action::Cut(cut) => {
             *what = format!("packets are lost: {}", Shown(cut));
@@ -113,9 +111,11 @@ async fn act(
         Action::Clocks(offsets) => {
             let told: Vec<_> = offsets.iter().map(|(node, ms)| format!("{} by {ms} ms", node + 1)).collect();
             *what = format!("clocks jump: node {}", told.join(", node "));
-            set_clocks(stage, offsets.clone()).await?;
-            sleep_until(until).await;
-            set_clocks(stage, offsets.iter().map(|(node, _)| (*node, 0)).collect()).await
+            let set = set_clocks(stage, offsets.clone()).await;
+            if set.is_ok() {
+                sleep_until(until).await;
+            }
+            set.and(set_clocks(stage, offsets.iter().map(|(node, _)| (*node, 0)).collect()).await)
         }
         Action::Strobe { nodes, offset_ms, every_ms } => {
             *what = format!("clocks jump by {offset_ms} ms and back every {every_ms} ms: {}", Nodes(nodes));
@@ -127,10 +127,7 @@ async fn act(
             slow(stage, nodes, (*frozen_ms, *thawed_ms), until).await
         }
         Action::Fill(nodes) => {
-            *what = format!("disks are full: {}", Nodes(nodes));
-            each(stage, nodes, Cluster::fill_disk).await?;
-            sleep_until(until).await;
-            each(stage, nodes, Cluster::free_disk).await
+            hold(stage, nodes, ("disks are full", Cluster::fill_disk, Cluster::free_disk), until, what).await
         }
         Action::LeaseHole { choice } => lease::hole(id, *choice, stage, until, what).await,
     }
@@ -179,16 +176,67 @@ async fn down(
             return cut_off(stage, id, cut, until).await;
         }
     };
-    *what = format!("{done}: {}", Nodes(&nodes));
-    each(stage, &nodes, begin).await?;
+    hold(stage, &nodes, (done, begin, end), until, what).await
+}
+
+/// Begins something on each node, and ends it where it has begun: the end comes also where the beginning failed on some.
+/// Tells whom it was done to. An error where it was done to nobody, or could not be ended.
+async fn hold(
+    stage: &Stage,
+    nodes: &[usize],
+    (done, begin, end): (
+        &str,
+        impl Fn(&Cluster, usize) -> Result<()> + Copy + Send + 'static,
+        impl Fn(&Cluster, usize) -> Result<()> + Copy + Send + 'static,
+    ),
+    until: tokio::time::Instant,
+    what: &mut String,
+) -> Result<()> {
+    *what = format!("{done}: {}", Nodes(nodes));
+    let begun = split(nodes, each_apart(stage, nodes, begin).await);
+    *what = begun.told(done, nodes);
+    if begun.done.is_empty() {
+        return begun.failed.map_or(Ok(()), Err);
+    }
     sleep_until(until).await;
-    each(stage, &nodes, end).await
+    each(stage, &begun.done, end).await
+}
+
+/// Whom something was done to, and the first error with the others.
+struct Begun {
+    done: Vec<usize>,
+    failed: Option<Error>,
+}
+
+fn split(nodes: &[usize], results: Vec<Result<()>>) -> Begun {
+    let mut begun = Begun { done: Vec::new(), failed: None };
+    for (node, result) in nodes.iter().zip(results) {
+        match result {
+            Ok(()) => begun.done.push(*node),
+            Err(error) => begun.failed = begun.failed.or(Some(error)),
+        }
+    }
+    begun
+}
+
+impl Begun {
+    fn told(&self, done: &str, nodes: &[usize]) -> String {
+        let others: Vec<usize> = nodes.iter().copied().filter(|node| !self.done.contains(node)).collect();
+        match &self.failed {
+            None => format!("{done}: {}", Nodes(nodes)),
+            Some(_) if self.done.is_empty() => format!("{done}: nobody"),
+            Some(error) => format!("{done}: {}; not {}: {error}", Nodes(&self.done), Nodes(&others)),
+        }
+    }
 }
 
 async fn cut_off(stage: &Stage, id: u64, cut: Cut, until: tokio::time::Instant) -> Result<()> {
-    blocking(stage, move |cluster| cluster.cut(id, cut)).await?;
-    sleep_until(until).await;
-    blocking(stage, move |cluster| cluster.mend(id)).await
+    let done = blocking(stage, move |cluster| cluster.cut(id, cut)).await;
+    if done.is_ok() {
+        sleep_until(until).await;
+    }
+    // Some nodes may have their filter also where another's could not be set.
+    done.and(blocking(stage, move |cluster| cluster.mend(id)).await)
 }
 
 async fn set_clocks(stage: &Stage, offsets: Vec<(usize, i64)>) -> Result<()> {
@@ -206,7 +254,10 @@ async fn strobe(
     let to = |ms: i64| nodes.iter().map(move |node| (*node, ms)).collect::<Vec<_>>();
     while tokio::time::Instant::now() < until {
         for offset_ms in [offset_ms, 0] {
-            set_clocks(stage, to(offset_ms)).await?;
+            let set = set_clocks(stage, to(offset_ms)).await;
+            if set.is_err() {
+                return set.and(set_clocks(stage, to(0)).await);
+            }
             sleep(Duration::from_millis(every_ms)).await;
         }
     }
@@ -239,11 +290,20 @@ async fn each(
     nodes: &[usize],
     act: impl Fn(&Cluster, usize) -> Result<()> + Copy + Send + 'static,
 ) -> Result<()> {
+    each_apart(stage, nodes, act).await.into_iter().collect()
+}
+
+/// The same, with what came of it at each.
+async fn each_apart(
+    stage: &Stage,
+    nodes: &[usize],
+    act: impl Fn(&Cluster, usize) -> Result<()> + Copy + Send + 'static,
+) -> Vec<Result<()>> {
     let all = nodes.iter().map(|node| {
         let node = *node;
         blocking(stage, move |cluster| act(cluster, node))
     });
-    futures::future::join_all(all).await.into_iter().collect()
+    futures::future::join_all(all).await
 }
 
 /// Does something that blocks.
@@ -285,6 +345,17 @@ impl fmt::Display for Shown<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_that_begins_on_some_nodes_is_ended_on_those_and_told_so() {
+        let down = || Err(Error::Other("node 3 was down".into()));
+        let begun = split(&[0, 2], vec![Ok(()), down()]);
+        assert_eq!(begun.done, [0]);
+        assert_eq!(begun.told("paused", &[0, 2]), "paused: node 1; not node 3: node 3 was down");
+        let begun = split(&[2], vec![down()]);
+        assert!(begun.done.is_empty() && begun.failed.is_some());
+        assert_eq!(split(&[0, 2], vec![Ok(()), Ok(())]).told("paused", &[0, 2]), "paused: nodes 1, 3");
+    }
 
     #[test]
     fn cuts_and_nodes_are_told_as_people_count() {

@@ -84,7 +84,7 @@ pub struct CrashTold {
     pub at_ns: u64,
     /// How it exited.
     pub status: String,
-    /// Whether its disk was full, or had been since it started.
+    /// Whether its disk was full then, or just before.
     pub disk_full: bool,
 }
 
@@ -120,7 +120,11 @@ pub struct Results {
 impl fmt::Display for CrashTold {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (node, at_s) = (self.node, self.at_ns as f64 / 1e9);
-        let why = if self.disk_full { ", its disk was full" } else { "" };
+        let why = if self.disk_full {
+            ", its disk was full, and it was started again when there was room"
+        } else {
+            ""
+        };
         write!(
             out,
             "node {node} ended of its own accord after {at_s:.1} s: {}{why} (see nodes/{node}.log)",

@@ -423,8 +423,7 @@ mod tests {
     #[test]
     fn files_in_the_mounted_volume_are_as_they_were_synced() {
         if let Err(reason) = available() {
-            eprintln!("not run: {reason}");
-            return;
+            return crate::hosts::not_run(&reason);
         }
         let dir = tempfile::tempdir().expect("makes a directory");
         let disk = PowerDisk::mount(dir.path(), 64 << 20).expect("mounts");
