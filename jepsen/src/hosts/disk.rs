@@ -8,6 +8,7 @@ use rustix::fs::statvfs;
 
 use super::leftovers::{MOUNTS, remove_mounts};
 use super::power::PowerDisk;
+use super::record::Record;
 use super::tools::{Context, Error, Result, run};
 
 /// What kind of place nodes keep their data in.
@@ -42,15 +43,16 @@ const FILLERS: usize = 8;
 const BLOCK_BYTES: u64 = 4096;
 
 impl Disk {
-    /// Makes the place of the node with this number in `directory`, which exists.
+    /// Makes the place of the node with this number in `directory`, which exists. What would stay of it is taken down in
+    /// the record.
     ///
     /// # Errors
     /// Where a file system can't be made or mounted.
-    pub fn make(kind: DiskKind, directory: &Path, number: usize) -> Result<Self> {
+    pub fn make(kind: DiskKind, directory: &Path, number: usize, record: &Record) -> Result<Self> {
         let data = directory.join(number.to_string());
         match kind {
             DiskKind::Directory => Ok(Self { data, mount: None, image: None, power: None }),
-            DiskKind::Small { mebibytes } => Self::mounted(mebibytes, directory, number),
+            DiskKind::Small { mebibytes } => Self::mounted(mebibytes, directory, number, record),
             DiskKind::Power { mebibytes } => Self::powered(mebibytes, number),
         }
     }
@@ -62,8 +64,9 @@ impl Disk {
         Ok(Self { data: mount.join("data"), mount: Some(mount), image: None, power: Some(power) })
     }
 
-    fn mounted(mebibytes: u32, directory: &Path, number: usize) -> Result<Self> {
+    fn mounted(mebibytes: u32, directory: &Path, number: usize, record: &Record) -> Result<Self> {
         let image = directory.join(format!("{number}.img"));
+        record.file(&image);
         let mount = mount_point(number)?;
         let file = fs::File::create(&image).context(|| format!("make {}", image.display()))?;
         file.set_len(u64::from(mebibytes) << 20).context(|| format!("size {}", image.display()))?;
@@ -263,7 +266,7 @@ mod tests {
             return crate::hosts::not_run(&reason);
         }
         let home = tempfile::tempdir().unwrap();
-        let disk = match Disk::make(DiskKind::Small { mebibytes: 16 }, home.path(), 90) {
+        let disk = match Disk::make(DiskKind::Small { mebibytes: 16 }, home.path(), 90, &Record::none()) {
             Ok(disk) => disk,
             Err(error) => return crate::hosts::not_run(&error.to_string()),
         };
@@ -278,7 +281,7 @@ mod tests {
     #[test]
     fn a_plain_directory_can_be_neither_filled_nor_frozen() {
         let home = tempfile::tempdir().unwrap();
-        let disk = Disk::make(DiskKind::Directory, home.path(), 1).unwrap();
+        let disk = Disk::make(DiskKind::Directory, home.path(), 1, &Record::none()).unwrap();
         assert_eq!(disk.data(), home.path().join("1"));
         assert!(disk.fill().is_err() && disk.freeze().is_err() && disk.free().is_err());
     }

@@ -13,10 +13,12 @@ mod network;
 mod node;
 pub mod power;
 mod process;
+mod record;
 mod tools;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -34,6 +36,7 @@ use disk::Disk;
 use network::Network;
 use node::Node;
 use process::CommandLine;
+use record::Record;
 use tools::Context;
 
 /// What every namespace and link of a harness begins with; its process id follows.
@@ -72,6 +75,8 @@ pub struct Cluster {
     network: Mutex<Network>,
     settings: Settings,
     observer: OnceCell<kvorum::Client>,
+    /// The last to go: until then it tells what there is to remove.
+    _record: Arc<Record>,
 }
 
 impl Cluster {
@@ -84,6 +89,7 @@ impl Cluster {
         for directory in [&logs, &data] {
             fs::create_dir_all(directory).context(|| format!("make {}", directory.display()))?;
         }
+        let record = Arc::new(Record::begin());
         let network = match settings.namespaces {
             true => Network::namespaces(settings.nodes)?,
             false => Network::loopback(settings.nodes)?,
@@ -91,7 +97,7 @@ impl Cluster {
         let addresses: Vec<String> = (0..settings.nodes).map(|node| network.address(node)).collect();
         let mut nodes = Vec::new();
         for (at, address) in addresses.iter().enumerate() {
-            let disk = Disk::make(settings.disk, &data, at + 1)?;
+            let disk = Disk::make(settings.disk, &data, at + 1, &record)?;
             let clock =
                 settings.clocks.clone().map(|library| Clock::new(library, &data, at + 1)).transpose()?;
             let mut words = network.launcher(at);
@@ -103,10 +109,12 @@ impl Cluster {
             words.extend(["--join".into(), addresses.join(","), "--stop-on-stdin-eof".into()]);
             let mut environment = settings.environment.clone();
             environment.extend(clock.iter().flat_map(Clock::environment));
-            let line = CommandLine { words, environment, log: logs.join(format!("{}.log", at + 1)) };
+            let log = logs.join(format!("{}.log", at + 1));
+            let line = CommandLine { words, environment, log, record: Arc::clone(&record) };
             nodes.push(Node::start(at, address.clone(), line, disk, clock)?);
         }
-        Ok(Self { nodes, network: Mutex::new(network), settings, observer: OnceCell::new() })
+        let network = Mutex::new(network);
+        Ok(Self { nodes, network, settings, observer: OnceCell::new(), _record: record })
     }
 
     /// How many nodes there are. They are named by index here, and by index + 1 to people.

@@ -308,12 +308,14 @@ impl Drop for Node {
 mod tests {
     use super::*;
     use crate::hosts::disk::DiskKind;
+    use crate::hosts::record::Record;
 
     /// A node that runs this script instead of a server, in a directory.
     fn node(script: &str, home: &std::path::Path) -> Node {
         let words = ["sh", "-c", script].map(str::to_owned).to_vec();
-        let line = CommandLine { words, environment: Vec::new(), log: home.join("1.log") };
-        let disk = Disk::make(DiskKind::Directory, home, 1).unwrap();
+        let record = std::sync::Arc::new(Record::none());
+        let disk = Disk::make(DiskKind::Directory, home, 1, &record).unwrap();
+        let line = CommandLine { words, environment: Vec::new(), log: home.join("1.log"), record };
         Node::start(0, "nowhere:1".into(), line, disk, None).unwrap()
     }
 

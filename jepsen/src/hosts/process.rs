@@ -3,11 +3,13 @@
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::clock::Clock;
+use super::record::Record;
 use super::tools::{Context, Error, Result};
 
 /// How to start a node. The same every time.
@@ -19,6 +21,8 @@ pub struct CommandLine {
     pub environment: Vec<(String, String)>,
     /// Where its output goes, at the end.
     pub log: PathBuf,
+    /// Where its processes are taken down.
+    pub record: Arc<Record>,
 }
 
 /// A process of a node, while it runs. Dropped, it is killed.
@@ -46,6 +50,7 @@ impl CommandLine {
         command.stdin(Stdio::piped());
         command.stdout(log.try_clone().context(|| "a handle of the log".into())?).stderr(log);
         let child = command.spawn().context(|| format!("start {}", self.words.join(" ")))?;
+        self.record.node(child.id());
         Ok(Process { child })
     }
 

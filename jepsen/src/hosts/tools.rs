@@ -164,9 +164,12 @@ fn disks() -> Missing {
 
 fn clocks() -> Result<PathBuf, String> {
     let found = FAKETIME.iter().map(Path::new).find(|path| path.exists());
-    found.map(Path::to_path_buf).ok_or_else(|| {
+    let library = found.map(Path::to_path_buf).ok_or_else(|| {
         format!("wall clocks need libfaketime (package libfaketime), which is not at any of {FAKETIME:?}")
-    })
+    })?;
+    super::clock::probe(&library)
+        .map_err(|error| format!("the clock can't be set with {}: {error}", library.display()))?;
+    Ok(library)
 }
 
 fn as_root(what: &str) -> Missing {
