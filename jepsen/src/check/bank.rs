@@ -14,7 +14,8 @@ const WRONG_BALANCE: &str = "wrong-balance";
 
 /// Checks `transfer` (money from one account to another) and `read` (the balances of all accounts in one
 /// snapshot). The first `write` with a map of balances opens the accounts; reads that began before it ended
-/// are left out.
+/// are left out. Where nobody knows whether and when it took effect, those that see no account are, up to the first
+/// read that saw some.
 ///
 /// - `wrong-total`: the balances of a read do not add up to the total.
 /// - `negative-balance`: an account is below zero where that is not allowed.
@@ -49,12 +50,21 @@ impl Checker for Bank {
         let mut findings = Findings::new(history, self.anomalies());
         let calls: Vec<Call<'_>> = history.calls().collect();
         let opening = opening(&calls);
-        let begin = opening.map_or(0, |(call, _)| if call.is_ok() { call.end } else { call.start });
-        let reads: Vec<(&Call<'_>, &Balances)> = calls
-            .iter()
-            .filter(|call| call.f() == F::Read && call.start >= begin)
-            .filter_map(snapshot)
-            .collect();
+        let snapshots: Vec<(&Call<'_>, &Balances)> =
+            calls.iter().filter(|call| call.f() == F::Read).filter_map(snapshot).collect();
+        let (begin, seen_at) = match opening {
+            Some((call, _)) if call.is_ok() => (call.end, call.end),
+            Some((call, _)) => {
+                let seen = snapshots.iter().filter(|(_, balances)| !balances.is_empty());
+                (call.start, seen.map(|(read, _)| read.end).min().unwrap_or(usize::MAX))
+            }
+            None => (0, 0),
+        };
+        let is_judged = |read: &Call<'_>, balances: &Balances| {
+            read.start >= begin && (read.start >= seen_at || !balances.is_empty())
+        };
+        let reads: Vec<(&Call<'_>, &Balances)> =
+            snapshots.into_iter().filter(|(read, balances)| is_judged(read, balances)).collect();
         if let Some((_, first)) = reads.first() {
             let model = opening.map_or(*first, |(_, balances)| balances);
             let total = self.options.total.unwrap_or_else(|| sum(model));

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::verdict::Findings;
 use super::{Checker, Options, Verdict, show};
-use crate::history::{Call, F, History, Value};
+use crate::history::{Call, F, History, Kind, Value};
 
 const REAL_TIME: &str = "timestamp-order";
 const SHARED: &str = "shared-timestamp";
 const VALUES: &str = "value-order";
 const SNAPSHOT: &str = "wrong-snapshot";
+const UNEXPLAINED: &str = "unexplained-value";
 
 /// Checks operations that carry a timestamp: `add` or `write` answers the key's new value, which is larger
 /// than every earlier one, with the commit's timestamp; `read` answers the key's value (nil for none) with the
@@ -19,6 +20,8 @@ const SNAPSHOT: &str = "wrong-snapshot";
 ///   writes, not larger.
 /// - `shared-timestamp`: two writes have the same timestamp.
 /// - `value-order`: of two writes of one key, the one with the larger timestamp has not the larger value.
+/// - `unexplained-value`: a key that is only ever raised by one holds less than it was certainly raised by up to the
+///   timestamp, or more than it may have been.
 /// - `wrong-snapshot`: a read does not see what was written last before or at its timestamp.
 #[derive(Clone, Debug)]
 pub struct Monotonic {
@@ -47,7 +50,7 @@ impl Checker for Monotonic {
     }
 
     fn anomalies(&self) -> &'static [&'static str] {
-        &[REAL_TIME, SHARED, VALUES, SNAPSHOT]
+        &[REAL_TIME, SHARED, VALUES, SNAPSHOT, UNEXPLAINED]
     }
 
     fn check(&self, history: &History) -> Verdict {
@@ -60,8 +63,14 @@ impl Checker for Monotonic {
             let (writes, reads) = keys.entry(op.call.key()).or_default();
             if op.writes { writes.push(*op) } else { reads.push(*op) }
         }
-        for (writes, reads) in keys.values_mut() {
+        let mut raises = raises(history);
+        for (key, (writes, reads)) in &mut keys {
             writes.sort_by_key(|write| write.at);
+            if let Some(open) = raises.get_mut(key) {
+                open.sort_unstable();
+                let all = writes.iter().chain(reads.iter());
+                all.for_each(|op| check_count(writes, open, op, &mut findings));
+            }
             check_values(writes, &mut findings);
             reads.iter().for_each(|read| check_snapshot(writes, read, &mut findings));
         }
@@ -81,6 +90,41 @@ fn stamped(call: Call<'_>) -> Option<Stamped<'_>> {
         _ => return None,
     };
     Some(Stamped { call, at, value, writes: matches!(call.f(), F::Add | F::Write) })
+}
+
+/// Of each key that is only ever raised by one, when those additions began of which nobody knows whether or at what
+/// timestamp they took effect.
+fn raises(history: &History) -> HashMap<&str, Vec<usize>> {
+    let mut raises: HashMap<&str, Option<Vec<usize>>> = HashMap::new();
+    for call in history.calls().filter(|call| call.f() != F::Read) {
+        let by_one = call.f() == F::Add && matches!(call.argument(), Value::Nil | Value::Int(1));
+        let open = raises.entry(call.key()).or_insert_with(|| Some(Vec::new()));
+        if !by_one {
+            *open = None;
+        } else if let Some(open) = open
+            && call.outcome() != Kind::Fail
+            && !(call.is_ok() && call.timestamp().is_some())
+        {
+            open.push(call.start);
+        }
+    }
+    raises.into_iter().filter_map(|(key, open)| Some((key, open?))).collect()
+}
+
+/// Whether a value is what the additions up to its timestamp make, with those or without those that are open.
+fn check_count(writes: &[Stamped<'_>], open: &[usize], op: &Stamped<'_>, findings: &mut Findings) {
+    let certain = writes.partition_point(|write| write.at <= op.at) as i64;
+    let possible = open.partition_point(|start| *start < op.call.end) as i64;
+    let value = op.value.unwrap_or(0);
+    if value < certain || value > certain + possible {
+        findings.anomaly(UNEXPLAINED, || {
+            let text = format!(
+                "{}\nUp to its timestamp the key was raised {certain} times by one, and at most {possible} times more, not to {value}.",
+                show::call(&op.call)
+            );
+            (op.call.indexes(), text)
+        });
+    }
 }
 
 /// Compares each operation with the largest timestamp that was known before it began.
