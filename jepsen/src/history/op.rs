@@ -212,7 +212,7 @@ pub struct Op {
     pub time_ns: u64,
     /// The commit or snapshot timestamp that the store reported.
     pub timestamp: Option<u64>,
-    /// The node that the client spoke to.
+    /// The node that the client asks first.
     pub node: Option<String>,
     /// What went wrong, for people.
     pub error: Option<String>,
@@ -240,7 +240,7 @@ impl Op {
         Op { key: Some(key.into()), ..self }
     }
 
-    /// The same with the node that is spoken to.
+    /// The same with the node that is asked first.
     pub fn with_node(self, node: impl Into<String>) -> Self {
         Op { node: Some(node.into()), ..self }
     }

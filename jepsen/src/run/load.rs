@@ -57,8 +57,13 @@ struct Inner {
 struct Worker {
     inner: Arc<Inner>,
     process: u64,
-    rng: SmallRng,
+    /// Draws requests, and nothing else: which they are shall not depend on how often connections break.
+    requests: SmallRng,
+    /// Draws which node is asked next, and how long.
+    connections: SmallRng,
     client: Option<Client>,
+    /// The node that the client asks first.
+    node: usize,
     renew_at: Instant,
 }
 
@@ -183,6 +188,12 @@ impl Closed {
     }
 }
 
+/// A client's generators, of requests and of connections.
+fn generators(seed: u64, number: usize) -> [SmallRng; 2] {
+    let own = seed.wrapping_mul(1_000_003).wrapping_add(number as u64);
+    [own, own ^ 0x636f_6e6e_6563_7400].map(SmallRng::seed_from_u64)
+}
+
 fn joined(done: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     match done {
         Ok(done) => done,
@@ -207,11 +218,14 @@ impl Inner {
 
 impl Worker {
     fn new(inner: &Arc<Inner>, number: usize) -> Self {
+        let [requests, connections] = generators(inner.seed, number);
         Self {
             inner: Arc::clone(inner),
             process: inner.recorder.new_process(),
-            rng: SmallRng::seed_from_u64(inner.seed.wrapping_mul(1_000_003).wrapping_add(number as u64)),
+            requests,
+            connections,
             client: None,
+            node: 0,
             renew_at: Instant::now(),
         }
     }
@@ -226,7 +240,7 @@ impl Worker {
             if self.connected().await.is_err() {
                 continue;
             }
-            let request = self.inner.workload.next(&mut self.rng);
+            let request = self.inner.workload.next(&mut self.requests);
             self.make(&request).await?;
         }
     }
@@ -252,8 +266,11 @@ impl Worker {
     /// Makes a request and writes it down.
     async fn make(&mut self, request: &Request) -> Result<Outcome> {
         let client = self.connected().await?;
-        let invoke =
-            Op { key: request.key.clone(), ..Op::invoke(self.process, request.f, request.value.clone()) };
+        let invoke = Op {
+            key: request.key.clone(),
+            node: Some(format!("n{}", self.node + 1)),
+            ..Op::invoke(self.process, request.f, request.value.clone())
+        };
         let began = self.inner.recorder.record(invoke.clone()).map_err(unwritten)?;
         let performed = self.inner.workload.perform(&client, request, self.inner.level);
         let outcome = match tokio::time::timeout(self.inner.deadline + GRACE, performed).await {
@@ -279,11 +296,12 @@ impl Worker {
         if let Some(client) = self.client.clone().filter(|_| now < self.renew_at) {
             return Ok(client);
         }
-        let first = self.rng.random_range(0..self.inner.cluster.len());
+        let first = self.connections.random_range(0..self.inner.cluster.len());
         let connect = self.inner.cluster.client(first, CONNECT_WITHIN);
         match (connect.await, &self.client) {
             (Ok(client), _) => {
-                self.renew_at = Instant::now() + self.rng.random_range(KEPT.0..KEPT.1);
+                self.renew_at = Instant::now() + self.connections.random_range(KEPT.0..KEPT.1);
+                self.node = first;
                 Ok(self.client.insert(client.with_deadline(self.inner.deadline)).clone())
             }
             // Better than none: it may reach what it knows.
@@ -296,6 +314,19 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_client_asks_for_does_not_depend_on_its_connections() {
+        let workload = crate::workload::Kind::Register.make();
+        let [mut requests, mut connections] = generators(7, 1);
+        let [mut same, _] = generators(7, 1);
+        let other = crate::workload::Kind::Register.make();
+        for _ in 0..50 {
+            let _: u64 = connections.random();
+            assert_eq!(workload.next(&mut requests), other.next(&mut same));
+        }
+        assert_ne!(requests.random::<u64>(), connections.random::<u64>());
+    }
 
     #[test]
     fn more_reads_have_more_time() {
