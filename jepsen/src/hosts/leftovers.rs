@@ -44,7 +44,7 @@ fn remove_recorded(home: &Path) -> Vec<String> {
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
         let directory = entry.path();
         let owner = entry.file_name().to_string_lossy().parse::<u32>().ok();
-        if !owner.is_some_and(|owner| !lives(home, owner)) || !record::is_own(&directory) {
+        if owner.is_none_or(|owner| lives(home, owner)) || !record::is_own(&directory) {
             continue;
         }
         let left = Left::read(&directory).unwrap_or_default();
