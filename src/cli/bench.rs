@@ -1,5 +1,6 @@
 //! `kvorum bench`: operations a second and latencies, as the clients of a running cluster see them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,8 +18,10 @@ use tokio::time::Instant;
 use super::context::Context;
 use super::failure::{Done, Failure};
 use super::output::{self, Format, print_line};
+use super::reads::ReadArgs;
 use crate::client::{Client, ScanOptions};
 use crate::types::limits::MAX_VALUE_BYTES;
+use crate::types::{NodeId, ReadAt, Served};
 use crate::{Error, Result};
 
 /// Latencies are kept from 1 us to this, with three digits.
@@ -30,16 +33,18 @@ const EXAMPLES: &str = "\
 Examples:
   kvorum bench put --clients 64 --value-bytes 256 --seconds 10
   kvorum --output json bench get --clients 256 --keys 100000
+  kvorum bench get --level bounded --policy nearest --zone eu-1
   kvorum bench empty --clients 64                 the transport alone: no store, no consensus
 
-get, scan and mixed first write the keys. JSON: ops, ops_per_s, p50_us, p95_us, p99_us, errors.
+get, scan and mixed first write the keys. JSON: ops, ops_per_s, p50_us, p95_us, p99_us, errors, and served_by: how many
+reads each node answered, by its id.
 Each client has one operation under way at a time. Latencies are of the operations that succeeded.";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Load {
     /// Write values.
     Put,
-    /// Linearizable reads of single keys.
+    /// Reads of single keys.
     Get,
     /// Read --rows rows in key order.
     Scan,
@@ -75,6 +80,8 @@ pub struct Args {
     /// Read without writing the keys first: an earlier run did.
     #[arg(long)]
     no_load: bool,
+    #[command(flatten)]
+    reads: ReadArgs,
 }
 
 /// What all clients of a run share.
@@ -85,29 +92,54 @@ struct Run {
     rows: u64,
     prefix: String,
     value_bytes: usize,
+    at: ReadAt,
     errors: AtomicU64,
+}
+
+/// What one client has seen, or all of them.
+struct Measured {
+    latencies: Histogram<u64>,
+    /// Reads by the node that answered.
+    served_by: BTreeMap<NodeId, u64>,
+}
+
+impl Measured {
+    fn new() -> Result<Self> {
+        Ok(Self { latencies: histogram()?, served_by: BTreeMap::new() })
+    }
+
+    fn add(&mut self, other: Self) -> Result<()> {
+        self.latencies
+            .add(other.latencies)
+            .map_err(|error| Error::invalid(format!("latencies can't be added up: {error}")))?;
+        for (node, reads) in other.served_by {
+            *self.served_by.entry(node).or_default() += reads;
+        }
+        Ok(())
+    }
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
     let run = Arc::new(Run {
-        client: context.client().await?,
+        client: args.reads.client(context).await?,
         load: args.load,
         keys: args.keys,
         rows: args.rows,
         prefix: args.prefix.clone(),
         value_bytes: args.value_bytes as usize,
+        at: args.reads.read_at(None)?,
         errors: AtomicU64::new(0),
     });
     if matches!(args.load, Load::Get | Load::Scan | Load::Mixed) && !args.no_load {
         run.write_all_keys().await?;
     }
-    let (latencies, took) = measure(&run, &args).await?;
-    report(context, &latencies, took, run.errors.load(Ordering::Relaxed))?;
+    let (measured, took) = measure(&run, &args).await?;
+    report(context, &measured, took, run.errors.load(Ordering::Relaxed))?;
     Ok(Done::Ok)
 }
 
-/// Runs all clients until the time is over; returns their latencies, and how long it took.
-async fn measure(run: &Arc<Run>, args: &Args) -> Result<(Histogram<u64>, Duration)> {
+/// Runs all clients until the time is over; returns what they saw, and how long it took.
+async fn measure(run: &Arc<Run>, args: &Args) -> Result<(Measured, Duration)> {
     let started = Instant::now();
     let until = started + Duration::from_secs(args.seconds);
     let mut clients = JoinSet::new();
@@ -115,11 +147,11 @@ async fn measure(run: &Arc<Run>, args: &Args) -> Result<(Histogram<u64>, Duratio
         let run = run.clone();
         clients.spawn(async move { run.one_client(seed, until).await });
     }
-    let mut all = histogram()?;
+    let mut all = Measured::new()?;
     while let Some(joined) = clients.join_next().await {
         let one =
             joined.map_err(|error| Error::unavailable(format!("a client's task failed: {error}")))??;
-        all.add(one).map_err(|error| Error::invalid(format!("latencies can't be added up: {error}")))?;
+        all.add(one)?;
     }
     Ok((all, started.elapsed()))
 }
@@ -148,18 +180,21 @@ impl Run {
         futures::stream::iter(puts).buffer_unordered(LOAD_IN_FLIGHT).try_collect().await
     }
 
-    async fn one_client(&self, seed: u64, until: Instant) -> Result<Histogram<u64>> {
+    async fn one_client(&self, seed: u64, until: Instant) -> Result<Measured> {
         let mut random = SmallRng::seed_from_u64(seed);
-        let mut latencies = histogram()?;
+        let mut measured = Measured::new()?;
         loop {
             let began = Instant::now();
             if began >= until {
-                return Ok(latencies);
+                return Ok(measured);
             }
             match self.one(&mut random).await {
-                Ok(()) => {
+                Ok(served) => {
                     let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(MAX_LATENCY_US);
-                    latencies.saturating_record(us);
+                    measured.latencies.saturating_record(us);
+                    if let Some(served) = served {
+                        *measured.served_by.entry(served.node).or_default() += 1;
+                    }
                 }
                 Err(error) => {
                     self.errors.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +206,8 @@ impl Run {
         }
     }
 
-    async fn one(&self, random: &mut SmallRng) -> Result<()> {
+    /// One operation. Tells who answered, of a read.
+    async fn one(&self, random: &mut SmallRng) -> Result<Option<Served>> {
         let key = self.key(random.random_range(0..self.keys));
         let puts = match self.load {
             Load::Put => true,
@@ -179,20 +215,31 @@ impl Run {
             Load::Get | Load::Scan | Load::Empty => false,
         };
         match self.load {
-            Load::Empty => self.client.empty(self.value(random)).await,
+            Load::Empty => self.client.empty(self.value(random)).await.map(|()| None),
             Load::Scan => self.scan(key).await,
-            _ if puts => self.client.put(key, self.value(random)).await.map(|_| ()),
-            _ => self.client.get(key).await.map(|_| ()),
+            _ if puts => self.client.put(key, self.value(random)).await.map(|_| None),
+            _ => Ok(self.client.read(key, self.at).await?.served),
         }
     }
 
-    async fn scan(&self, start: String) -> Result<()> {
+    async fn scan(&self, start: String) -> Result<Option<Served>> {
         let options = ScanOptions { prefix: self.prefix.clone().into(), ..ScanOptions::from(start) };
-        self.client.scan(options.limit_rows(self.rows)).try_for_each(|_| async { Ok(()) }).await
+        let options = options.limit_rows(self.rows);
+        let mut rows = match self.at {
+            ReadAt::Latest | ReadAt::Snapshot(_) => self.client.scan(options),
+            ReadAt::Bounded { max_staleness_ms } => {
+                self.client.bounded(Duration::from_millis(max_staleness_ms)).scan(options)
+            }
+        };
+        while let Some(row) = rows.next().await {
+            row?;
+        }
+        Ok(rows.served())
     }
 }
 
-fn report(context: &Context, latencies: &Histogram<u64>, took: Duration, errors: u64) -> Result<(), Failure> {
+fn report(context: &Context, measured: &Measured, took: Duration, errors: u64) -> Result<(), Failure> {
+    let latencies = &measured.latencies;
     let ops = latencies.len();
     #[allow(clippy::cast_precision_loss, reason = "a rate")]
     let ops_per_s = ops as f64 / took.as_secs_f64();
@@ -201,6 +248,7 @@ fn report(context: &Context, latencies: &Histogram<u64>, took: Duration, errors:
     print_line(match context.output {
         Format::Json => json!({
             "ops": ops, "ops_per_s": ops_per_s, "p50_us": p50, "p95_us": p95, "p99_us": p99, "errors": errors,
+            "served_by": served_by(measured),
         })
         .to_string(),
         Format::Text => {
@@ -213,7 +261,15 @@ fn report(context: &Context, latencies: &Histogram<u64>, took: Duration, errors:
                 p99.to_string(),
                 errors.to_string(),
             ]);
-            table.to_string()
+            let shares = measured.served_by.iter().map(|(node, reads)| format!("node {node}: {reads}"));
+            match measured.served_by.is_empty() {
+                true => table.to_string(),
+                false => format!("{table}\nreads answered by {}", shares.collect::<Vec<_>>().join(", ")),
+            }
         }
     })
+}
+
+fn served_by(measured: &Measured) -> serde_json::Map<String, serde_json::Value> {
+    measured.served_by.iter().map(|(node, reads)| (node.to_string(), (*reads).into())).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::client::Client;
+use crate::client::{Builder, Client};
 use crate::types::ClusterId;
 use crate::types::limits::{DEFAULT_DEADLINE_MS, MAX_DEADLINE_MS};
 use crate::{Error, Result};
@@ -85,11 +85,16 @@ impl Context {
 
     /// Connects to the cluster.
     pub async fn client(&self) -> Result<Client> {
-        let mut builder = Client::builder().endpoints(self.endpoints.clone()).deadline(self.deadline);
-        if let Some(cluster_id) = self.cluster_id {
-            builder = builder.cluster_id(cluster_id);
+        self.builder().connect().await
+    }
+
+    /// A client of the cluster, to be given more options.
+    pub fn builder(&self) -> Builder {
+        let builder = Client::builder().endpoints(self.endpoints.clone()).deadline(self.deadline);
+        match self.cluster_id {
+            Some(cluster_id) => builder.cluster_id(cluster_id),
+            None => builder,
         }
-        builder.connect().await
     }
 }
 

@@ -20,6 +20,7 @@ mod local;
 mod logging;
 mod output;
 mod put;
+mod reads;
 mod records;
 mod scan;
 mod serve;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::Map;
 
@@ -9,8 +10,9 @@ use super::context::Context;
 use super::failure::{Done, Failure};
 use super::input;
 use super::output::{self, Format};
+use super::reads::ReadArgs;
 use crate::client::{Row, ScanOptions};
-use crate::types::Timestamp;
+use crate::types::{ReadAt, Timestamp};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +20,7 @@ Examples:
   kvorum scan --start b --end d --keys-only
   kvorum scan --prefix log/ --reverse --limit 20
   kvorum scan --prefix user/ --at $ts          as of an instant taken with `ts=$(kvorum timestamp)`
+  kvorum scan --prefix user/ --level bounded   from any replica, also without a majority; at most 5 s old
   kvorum --output json scan --prefix user/     one JSON object a row
 
 Rows are printed as they arrive, as key, tabulator, value; what is not printable is escaped. Use `export` for
@@ -50,6 +53,8 @@ pub struct Args {
     /// Read as of this timestamp instead of now.
     #[arg(long, value_name = "TIMESTAMP")]
     at: Option<Timestamp>,
+    #[command(flatten)]
+    reads: ReadArgs,
 }
 
 impl Args {
@@ -71,8 +76,14 @@ impl Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
     let options = args.options(context.hex)?;
-    let client = context.client().await?;
-    let mut rows = client.scan(options);
+    let at = args.reads.read_at(args.at)?;
+    let client = args.reads.client(context).await?;
+    let mut rows = match at {
+        ReadAt::Latest | ReadAt::Snapshot(_) => client.scan(options),
+        ReadAt::Bounded { max_staleness_ms } => {
+            client.bounded(Duration::from_millis(max_staleness_ms)).scan(options)
+        }
+    };
     let mut out = output::stdout();
     let to_terminal = output::stdout_is_terminal();
     while let Some(row) = rows.next().await {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::map::MapCache;
+use super::replicas::{HedgeAfter, Replicas};
 use super::seen::Seen;
-use super::{Client, Deadline, Dialer, GrpcDialer, Shared};
-use crate::types::{ClusterId, Error, Result, limits};
+use super::{Client, Deadline, Dialer, GrpcDialer, Policy, Shared};
+use crate::types::{ClusterId, Error, NodeId, Result, limits};
 
 /// Options of a [`Client`]. Made by [`Client::builder`].
 #[must_use]
@@ -15,6 +16,10 @@ pub struct Builder {
     deadline: Duration,
     cluster: Option<ClusterId>,
     dialer: Option<Arc<dyn Dialer>>,
+    policy: Policy,
+    zone: String,
+    hedge: Option<(HedgeAfter, u32)>,
+    prefer: Option<NodeId>,
 }
 
 impl Default for Builder {
@@ -24,6 +29,10 @@ impl Default for Builder {
             deadline: Duration::from_millis(limits::DEFAULT_DEADLINE_MS),
             cluster: None,
             dialer: None,
+            policy: Policy::default(),
+            zone: String::new(),
+            hedge: None,
+            prefer: None,
         }
     }
 }
@@ -54,6 +63,33 @@ impl Builder {
         self
     }
 
+    /// Which replicas reads go to. Default: balanced over all.
+    pub fn read_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The zone that the client is in, as nodes name theirs with `--zone`: what [`Policy::Nearest`] goes by.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = zone.into();
+        self
+    }
+
+    /// Sends a read to a second replica where the first takes long; the first answer counts. At most `budget_percent`
+    /// second copies in a hundred reads, 1 to 100, so that a cluster that is slow since it is busy does not get busier
+    /// still. Not done by default.
+    pub fn hedge(mut self, after: HedgeAfter, budget_percent: u32) -> Self {
+        self.hedge = Some((after, budget_percent));
+        self
+    }
+
+    /// The node that is asked first for every read of a shard that it has a replica of, whatever the policy: for a
+    /// program that runs beside it. Where it fails, the policy chooses.
+    pub fn prefer_node(mut self, node: NodeId) -> Self {
+        self.prefer = Some(node);
+        self
+    }
+
     /// Asks the endpoints for the shard map, again and again until one answers or the deadline ends.
     ///
     /// # Errors
@@ -68,10 +104,16 @@ impl Builder {
         let until = deadline.until()?;
         let dialer = self.dialer.unwrap_or_else(|| Arc::new(GrpcDialer::default()));
         let map = MapCache::new(dialer, endpoints, self.cluster);
-        let shared = Shared { map, seen: Seen::default() };
+        if let Some((_, percent)) = self.hedge.filter(|(_, percent)| !(1..=100).contains(percent)) {
+            return Err(Error::invalid(format!(
+                "the budget for second copies of reads is {percent} percent: it must be 1 to 100"
+            )));
+        }
+        let replicas = Replicas::new(self.hedge);
+        let shared = Shared { map, seen: Seen::default(), replicas, zone: self.zone, prefer: self.prefer };
         let first = shared.map.fetch_until(until).await?;
         shared.seen.note_fresh(first.seen_ts);
-        Ok(Client { shared: Arc::new(shared), deadline })
+        Ok(Client { shared: Arc::new(shared), deadline, policy: self.policy })
     }
 }
 

@@ -1,11 +1,6 @@
-//! The calls on single keys, on several keys, and on the cluster itself.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! The calls that write, and those on the cluster itself.
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
-use tokio::time::Instant;
 
 use super::batch::{Batch, BatchOutcome};
 use super::request::{Asked, mismatched};
@@ -15,9 +10,6 @@ use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1, validate};
 use crate::types::{Error, Expect, Outcome, Record, Result, ShardId, Timestamp};
-
-/// How many shards a `get_many` reads at once.
-const SHARDS_AT_A_TIME: usize = 16;
 
 /// What came of a put.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,15 +66,6 @@ impl Swap {
     }
 }
 
-/// Several keys' values at one timestamp.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Values {
-    /// The timestamp that was read at, over all shards.
-    pub at_ts: Timestamp,
-    /// What each key held, in the order in which they were named.
-    pub records: Vec<Option<Record>>,
-}
-
 impl Client {
     /// Writes a value.
     ///
@@ -100,103 +83,6 @@ impl Client {
             Outcome::Put { commit_ts, version, create_ts } => Ok(Written { commit_ts, version, create_ts }),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// Reads a value: it sees every write that was acknowledged before the call began.
-    ///
-    /// # Errors
-    /// Of every read: `Unavailable` where no node could serve it by the deadline, `Invalid` for an empty or
-    /// overlong key.
-    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record>> {
-        self.get_as_of(key.as_ref(), 0).await
-    }
-
-    /// Reads the value that the key held at a timestamp.
-    ///
-    /// # Errors
-    /// Besides those of every read: `TooOld` where that time's versions are gone, `Invalid` where the timestamp
-    /// was not handed out yet.
-    pub async fn get_at(&self, key: impl AsRef<[u8]>, at: Timestamp) -> Result<Option<Record>> {
-        self.get_as_of(key.as_ref(), explicit(at)?).await
-    }
-
-    async fn get_as_of(&self, key: &[u8], at_ts: u64) -> Result<Option<Record>> {
-        validate::key(key)?;
-        let key = Bytes::copy_from_slice(key);
-        let build = |header, _: &Target| {
-            Ok(Request::Get(v1::GetRequest { header: Some(header), key: key.clone(), at_ts }))
-        };
-        match self.read(Asked { place: Place::Key(&key), build: &build, fresh: false }).await? {
-            Reply::Get(reply) => Ok(reply.record.map(convert::record_from_proto)),
-            other => Err(mismatched(&other)),
-        }
-    }
-
-    /// Reads several keys at one timestamp, over any number of shards, taken after the call began.
-    ///
-    /// # Errors
-    /// `Invalid` for more than [`limits::MAX_GET_KEYS`](crate::types::limits::MAX_GET_KEYS) keys, or where they come
-    /// to more than [`limits::MAX_GET_BYTES`](crate::types::limits::MAX_GET_BYTES) with their values, however the
-    /// shards are cut: read them in several calls, by [`get_many_at`](Self::get_many_at) at the first one's timestamp.
-    pub async fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Values> {
-        self.get_many_as_of(keys, None).await
-    }
-
-    /// Reads several keys as of a timestamp. Limits and errors are those of [`get_many`](Self::get_many).
-    pub async fn get_many_at<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        at: Timestamp,
-    ) -> Result<Values> {
-        let at = explicit(at)?;
-        self.get_many_as_of(keys, Some(at)).await
-    }
-
-    async fn get_many_as_of<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        mut at: Option<u64>,
-    ) -> Result<Values> {
-        let until = self.deadline.until()?;
-        let keys: Vec<_> = keys.into_iter().map(|key| Bytes::copy_from_slice(key.as_ref())).collect();
-        validate::keys(&keys)?;
-        let mut records = vec![None; keys.len()];
-        let mut read_bytes = 0;
-        let mut left: Vec<usize> = (0..keys.len()).collect();
-        // What is left was split into several shards while it was asked for, or was too large for one reply.
-        while !left.is_empty() {
-            let groups = self.shared.by_shard(&keys, &left);
-            // A latest read of several shards is a read at one timestamp, taken now (rule R2).
-            if groups.len() > 1 && at.is_none() {
-                at = Some(self.shared.timestamp(until).await?);
-            }
-            let at_ts = at.unwrap_or(0);
-            // A few shards at a time: the answer as a whole is limited, so what is read must be too.
-            let (shared, keys) = (&self.shared, &keys[..]);
-            let mut answers = stream::iter(groups)
-                .map(|group| async move {
-                    let answer = shared.get_group(keys, &group, at_ts, until).await;
-                    (group, answer)
-                })
-                .buffer_unordered(SHARDS_AT_A_TIME);
-            left.clear();
-            while let Some((group, answer)) = answers.next().await {
-                let Some(reply) = answer? else {
-                    left.extend(group);
-                    continue;
-                };
-                at = Some(reply.at_ts);
-                // Records that would be too large together come in several replies, all at one timestamp.
-                left.extend(&group[reply.records.len()..]);
-                for (index, record) in group.iter().zip(reply.records) {
-                    records[*index] = record.record.map(convert::record_from_proto);
-                    read_bytes += keys[*index].len();
-                    read_bytes += records[*index].as_ref().map_or(0, |record: &Record| record.value.len());
-                }
-                validate::read_bytes(read_bytes)?;
-            }
-        }
-        Ok(Values { at_ts: Timestamp(at.unwrap_or(0)), records })
     }
 
     /// Removes a key. Removing an absent key is no error.
@@ -297,7 +183,7 @@ impl Client {
     pub async fn empty(&self, payload: impl Into<Bytes>) -> Result<()> {
         let payload = payload.into();
         let build = |_, _: &Target| Ok(Request::Empty(v1::EmptyRequest { payload: payload.clone() }));
-        match self.read(Asked { place: Place::Any, build: &build, fresh: false }).await? {
+        match self.ask(Asked { place: Place::Any, build: &build, fresh: false, read: None }).await? {
             Reply::Empty(_) => Ok(()),
             other => Err(mismatched(&other)),
         }
@@ -309,55 +195,6 @@ impl Client {
 }
 
 impl Shared {
-    /// Groups the keys that are left by the shard that holds them; keys in a hole of the map go alone.
-    fn by_shard(&self, keys: &[Bytes], left: &[usize]) -> Vec<Vec<usize>> {
-        let router = self.map.router();
-        let mut groups: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
-        let mut alone = Vec::new();
-        for index in left {
-            match router.shard_of(&keys[*index]) {
-                Some((shard, _)) => groups.entry(shard).or_default().push(*index),
-                None => alone.push(vec![*index]),
-            }
-        }
-        groups.into_values().chain(alone).collect()
-    }
-
-    /// Reads the keys of one shard. `None` where the map changed so that they no longer are of one shard.
-    async fn get_group(
-        self: &Arc<Self>,
-        keys: &[Bytes],
-        group: &[usize],
-        at_ts: u64,
-        until: Instant,
-    ) -> Result<Option<v1::GetManyReply>> {
-        let split = std::sync::atomic::AtomicBool::new(false);
-        let build = |header, target: &Target| {
-            let inside = |index: &usize| match &target.shard {
-                Some((_, range)) => range.contains(&crate::codec::keyspace::user_key(&keys[*index])),
-                None => true,
-            };
-            if !group.iter().all(inside) {
-                split.store(true, std::sync::atomic::Ordering::Relaxed);
-                return Err(Error::moved("the keys are no longer of one shard", Default::default()));
-            }
-            let keys = group.iter().map(|index| keys[*index].clone()).collect();
-            Ok(Request::GetMany(v1::GetManyRequest { header: Some(header), keys, at_ts }))
-        };
-        let asked = Asked { place: Place::Key(&keys[group[0]]), build: &build, fresh: at_ts == 0 };
-        match self.execute(asked, None, until).await {
-            Ok(Reply::GetMany(reply)) if (1..=group.len()).contains(&reply.records.len()) => Ok(Some(reply)),
-            Ok(Reply::GetMany(reply)) => Err(Error::corrupt(format!(
-                "a node answered {} keys with {} records",
-                group.len(),
-                reply.records.len()
-            ))),
-            Ok(other) => Err(mismatched(&other)),
-            Err(_) if split.load(std::sync::atomic::Ordering::Relaxed) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// `Invalid` where a batch's keys lie in several shards, as far as the map knows.
     fn check_one_shard(&self, batch: &Batch) -> Result<()> {
         let router = self.map.router();
@@ -378,16 +215,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// A timestamp to read at that the caller names; 0 would mean the newest.
-pub(super) fn explicit(at: Timestamp) -> Result<u64> {
-    if at == Timestamp::ZERO {
-        return Err(Error::invalid(
-            "the timestamp to read at is 0, before every commit: pass one that a reply gave",
-        ));
-    }
-    validate::timestamp("at_ts", at.0).map(|at| at.0)
 }
 
 fn unexpected(outcome: &Outcome) -> Error {

@@ -20,11 +20,32 @@ use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::{self, session_request};
 use crate::types::{
     BatchResult, Direction, Error, ErrorKind, Expect, KeyRange, LeaderHint, Moved, NodeId, Operation,
-    Outcome, Record, RequestId, Result, ShardDescriptor, Step, Timestamp, limits,
+    Outcome, ReadAt, ReadLevel, Record, ReplicaRole, RequestId, Result, ShardDescriptor, Step, Timestamp,
+    limits,
 };
 
 mod commit;
 mod services;
+
+/// The timestamp to read at; `now` makes one for a read that names none.
+fn at_or(at: ReadAt, now: impl FnOnce() -> Timestamp) -> Timestamp {
+    match at {
+        ReadAt::Snapshot(at) => at,
+        ReadAt::Latest | ReadAt::Bounded { .. } => now(),
+    }
+}
+
+fn served(node: NodeId, at_ts: Timestamp) -> v1::Served {
+    convert::served_to_proto(crate::types::Served {
+        node,
+        role: ReplicaRole::Leader,
+        level: ReadLevel::Linearizable,
+        at_ts,
+        staleness_ms: 0,
+        asked_leader: false,
+        load: 1,
+    })
+}
 
 pub(super) const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
 
@@ -111,6 +132,14 @@ impl World {
         Err(Error::moved("not the leader", Moved { shard: hint, leader }))
     }
 
+    /// As [`led`](Self::led), for reads: every replica serves them.
+    fn held(&self, node: NodeId, key: &Bytes) -> Result<&FakeShard> {
+        match self.shards.iter().find(|shard| shard.descriptor.range.contains(key)) {
+            Some(shard) if shard.descriptor.replicas.contains(&node) => Ok(shard),
+            _ => self.led(node, key),
+        }
+    }
+
     fn serve(&mut self, node: NodeId, request: session_request::Request) -> Served {
         *self.requests.entry(node).or_default() += 1;
         let fault = self
@@ -153,15 +182,15 @@ impl World {
                 return self.write(kind, header.id, &operation);
             }
             Call::Get { key, at } => {
-                self.led(node, &key)?;
-                let at = at.unwrap_or(Timestamp::MAX);
-                Reply::Get(convert::get_reply(self.read(&key, at), node))
+                self.held(node, &key)?;
+                let at = at_or(at, || Timestamp::MAX);
+                Reply::Get(convert::get_reply(self.read(&key, at), served(node, at)))
             }
             Call::GetMany { keys, at } => {
                 for key in &keys {
-                    self.led(node, key)?;
+                    self.held(node, key)?;
                 }
-                let at = at.unwrap_or_else(|| self.next_ts());
+                let at = at_or(at, || self.next_ts());
                 let mut bytes = 0;
                 let fits = |record: &Option<Record>| {
                     let first = bytes == 0;
@@ -169,7 +198,7 @@ impl World {
                     first || bytes <= limits::MAX_BATCH_RESULT_BYTES
                 };
                 let records = keys.iter().map(|key| self.read(key, at)).take_while(fits).collect();
-                Reply::GetMany(convert::get_many_reply(records, at))
+                Reply::GetMany(convert::get_many_reply(records, at, vec![served(node, at)]))
             }
             Call::ScanPage(scan) => self.page(node, scan)?,
             Call::Commit { id_unique, start_ts, part } => {
@@ -283,13 +312,13 @@ impl World {
             let shard = self.shards.iter().rev().find(|shard| shard.descriptor.range.start < end);
             let shard = shard.ok_or_else(|| Error::unavailable("no such shard"))?.clone();
             let first = shard.descriptor.range.start.clone();
-            self.led(node, &first)?;
+            self.held(node, &first)?;
             shard
         } else {
-            self.led(node, &scan.range.start)?.clone()
+            self.held(node, &scan.range.start)?.clone()
         };
         self.pages += 1;
-        let at = scan.at.unwrap_or_else(|| self.next_ts());
+        let at = at_or(scan.at, || self.next_ts());
         let range = scan.range.intersect(&shard.descriptor.range).expect("the shard holds some of it");
         let keys: Vec<Bytes> = self.rows.keys().filter(|key| range.contains(key)).cloned().collect();
         let keys: Box<dyn Iterator<Item = Bytes>> =

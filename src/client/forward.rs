@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Client;
-use super::request::Asked;
+use super::request::{Asked, Reading};
 use super::router::{Place, Target};
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
@@ -31,9 +31,12 @@ impl Client {
         };
         let place = Place::Key(&key);
         match (&request, id) {
-            (Request::Get(_), _) => self.read(Asked { place, build: &build, fresh: false }).await,
+            (Request::Get(_), _) => {
+                let read = Some(Reading { policy: self.policy, prefer: None, route: None });
+                self.ask(Asked { place, build: &build, fresh: false, read }).await
+            }
             (_, Some(id)) => {
-                let asked = Asked { place, build: &build, fresh: true };
+                let asked = Asked { place, build: &build, fresh: true, read: None };
                 self.shared.execute_as(asked, id, self.deadline.until()?).await
             }
             (_, None) => self.write(place, &build).await,

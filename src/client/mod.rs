@@ -27,12 +27,16 @@
 //! # }
 //! ```
 
+mod balance;
 mod batch;
+mod bounded;
 mod builder;
 mod calls;
 mod forward;
 mod link;
 mod map;
+mod reads;
+mod replicas;
 mod request;
 mod retry;
 mod router;
@@ -49,11 +53,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use crate::types::{BatchResult, Conflict, ConflictReason, Expect, Record, Timestamp};
+pub use crate::types::{
+    BatchResult, Conflict, ConflictReason, Expect, ReadAt, ReadLevel, Record, ReplicaRole, Served, Timestamp,
+};
+pub use balance::Policy;
 pub use batch::{Batch, BatchOutcome};
+pub use bounded::Bounded;
 pub use builder::Builder;
-pub use calls::{Added, Deleted, Swap, Values, Written};
+pub use calls::{Added, Deleted, Swap, Written};
 pub use link::{Dialer, Link, LinkError};
+pub use reads::{Got, Values};
+pub use replicas::HedgeAfter;
 pub use scan::{Row, Scan, ScanOptions};
 pub use session::GrpcDialer;
 pub use snapshot::Snapshot;
@@ -61,8 +71,9 @@ pub use transact::{Committed, Priority, Transaction, Txn, TxnScan, TypedTxn};
 pub use typed::{Typed, TypedRecord};
 
 use crate::rpc::v1;
-use crate::types::{Error, Result, limits};
+use crate::types::{Error, NodeId, Result, limits};
 use map::MapCache;
+use replicas::Replicas;
 use seen::Seen;
 
 /// A client of one cluster. Cheap to clone; all clones share the map, the connections and what was seen.
@@ -73,12 +84,19 @@ use seen::Seen;
 pub struct Client {
     shared: Arc<Shared>,
     deadline: Deadline,
+    policy: Policy,
 }
 
 /// What all clones of a client share.
 struct Shared {
     map: MapCache,
     seen: Seen,
+    /// What is known of the replicas that are read at.
+    replicas: Replicas,
+    /// The zone that the client is in; empty where it did not say.
+    zone: String,
+    /// The node that is asked first, whatever the policy.
+    prefer: Option<NodeId>,
 }
 
 /// When a call has to have ended.
@@ -131,13 +149,19 @@ impl Client {
     /// The same client, whose calls end `deadline` after they began. More than five minutes is cut to that; a
     /// zero deadline fails every call before anything is sent.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { shared: Arc::clone(&self.shared), deadline: Deadline::After(deadline) }
+        Self { deadline: Deadline::After(deadline), ..self.clone() }
     }
 
     /// The same client, whose calls all end at `moment`. One that is past fails every call before anything
     /// is sent.
     pub fn with_deadline_at(&self, moment: std::time::Instant) -> Self {
-        Self { shared: Arc::clone(&self.shared), deadline: Deadline::At(moment.into()) }
+        Self { deadline: Deadline::At(moment.into()), ..self.clone() }
+    }
+
+    /// The same client, whose reads go to the replicas that this policy chooses. What a read promises does not depend
+    /// on it.
+    pub fn with_read_policy(&self, policy: Policy) -> Self {
+        Self { policy, ..self.clone() }
     }
 
     /// The cluster's id, 32 hexadecimal digits.
@@ -187,5 +211,7 @@ impl fmt::Debug for Client {
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod replica_tests;
 #[cfg(test)]
 mod tests;

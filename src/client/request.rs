@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::replicas::{Called, Chosen, attempt_until};
 use super::retry::{Attempts, Decision, Failure};
 use super::router::{Place, Target};
-use super::{Client, LinkError, Shared};
+use super::{Client, LinkError, Policy, Shared};
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
@@ -28,11 +30,42 @@ pub(super) struct Asked<'a> {
     pub(super) build: Build<'a>,
     /// Whether the timestamps of its reply were handed out after it was sent.
     pub(super) fresh: bool,
+    /// For a read that any replica may answer: how one is chosen. Without it the request goes to the leader.
+    pub(super) read: Option<Reading<'a>>,
+}
+
+/// Where a request goes.
+enum Way {
+    /// To the leader of its shard, or to whom may know it.
+    Leader(Target),
+    /// To a replica.
+    Replica(Chosen),
+}
+
+impl Way {
+    /// The target, and how many replicas there are to choose from.
+    fn parts(&self) -> (&Target, usize) {
+        match self {
+            Self::Leader(target) => (target, 0),
+            Self::Replica(chosen) => (&chosen.target, chosen.replicas),
+        }
+    }
+}
+
+/// How the replica that answers a read is chosen.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    /// The policy.
+    pub(super) policy: Policy,
+    /// Who is asked first, whatever the policy.
+    pub(super) prefer: Option<NodeId>,
+    /// Where to note which nodes were asked, and why.
+    pub(super) route: Option<&'a Mutex<Vec<String>>>,
 }
 
 impl Client {
     /// A read: retried freely until the client's deadline.
-    pub(super) async fn read(&self, asked: Asked<'_>) -> Result<Reply> {
+    pub(super) async fn ask(&self, asked: Asked<'_>) -> Result<Reply> {
         self.shared.execute(asked, None, self.deadline.until()?).await
     }
 
@@ -40,7 +73,7 @@ impl Client {
     pub(super) async fn write(&self, place: Place<'_>, build: Build<'_>) -> Result<Reply> {
         let until = self.deadline.until()?;
         let id = self.shared.new_id(until).await?;
-        self.shared.execute(Asked { place, build, fresh: true }, Some(id), until).await
+        self.shared.execute(Asked { place, build, fresh: true, read: None }, Some(id), until).await
     }
 }
 
@@ -84,7 +117,7 @@ impl Shared {
         let build = |header, _: &Target| {
             Ok(Request::Commit(v1::CommitRequest { header: Some(header), ..commit.clone() }))
         };
-        let asked = Asked { place: Place::Key(&primary), build: &build, fresh: true };
+        let asked = Asked { place: Place::Key(&primary), build: &build, fresh: true, read: None };
         match self.execute_from(Attempts::of_commit(), asked, Some(id), until).await? {
             Reply::Commit(reply) => Ok(Timestamp(reply.commit_ts)),
             other => Err(mismatched(&other)),
@@ -99,20 +132,35 @@ impl Shared {
         until: Instant,
     ) -> Result<Reply> {
         let mut tried: Vec<NodeId> = Vec::new();
+        let mut made = 0;
         let salt = rand::random::<u32>() as usize;
         loop {
             let now = Instant::now();
             if now >= until {
                 return Err(attempts.at_deadline());
             }
-            let Some(target) = self.map.pick(asked.place, &tried, salt.wrapping_add(tried.len())) else {
+            let Some(way) = self.way(&asked, &tried, salt.wrapping_add(tried.len())) else {
                 self.refresh_map();
                 sleep_until((now + HOLE_PAUSE).min(until)).await;
                 continue;
             };
-            let request =
-                (asked.build)(self.header(id, until - now), &target).map_err(|e| attempts.stopped(e))?;
-            let failure = match self.attempt(&target, request, until).await {
+            let (target, replicas) = way.parts();
+            let attempt_until = match asked.read {
+                Some(_) => attempt_until(now, made, until),
+                None => until,
+            };
+            made += 1;
+            let header = self.header(id, attempt_until - now);
+            let request = (asked.build)(header, target).map_err(|e| attempts.stopped(e))?;
+            let (target, called) = match (&way, asked.read) {
+                (Way::Replica(chosen), Some(reading)) => {
+                    self.call_replica(chosen, &reading, asked.place, request, attempt_until).await
+                }
+                (Way::Replica(Chosen { target, .. }) | Way::Leader(target), _) => {
+                    (target.clone(), self.call(target, request, until).await)
+                }
+            };
+            let failure = match self.sort(&target, called) {
                 Ok(reply) => {
                     self.seen.note_reply(&reply, asked.fresh);
                     return Ok(reply);
@@ -121,8 +169,12 @@ impl Shared {
             };
             tracing::debug!(node = target.node.0, addr = &*target.addr, ?failure, "an attempt failed");
             self.learn(&target, &failure, &mut tried);
+            // Another replica may answer at once; but where one has too much to do, others may soon have.
+            let is_overload = matches!(&failure, Failure::Answered { error, .. } if error.overloaded);
+            let others = asked.read.is_some() && tried.len() < replicas && !is_overload;
             match attempts.failed(failure, rand::random()) {
                 Decision::Now => {}
+                Decision::After(_) if others => {}
                 Decision::After(wait) => sleep_until((Instant::now() + wait).min(until)).await,
                 Decision::Renew => {
                     self.seen.distrust();
@@ -134,10 +186,25 @@ impl Shared {
         }
     }
 
-    async fn attempt(&self, target: &Target, request: Request, until: Instant) -> Result<Reply, Failure> {
-        let call = self.map.link(&target.addr).call(request, until);
-        match timeout_at(until, call).await {
-            Ok(Ok(Reply::Error(error))) => {
+    /// Where a request goes; `None` where the map does not say.
+    fn way(&self, asked: &Asked<'_>, tried: &[NodeId], salt: usize) -> Option<Way> {
+        match &asked.read {
+            Some(reading) => self.choose_replica(asked.place, reading, tried).map(Way::Replica),
+            None => self.map.pick(asked.place, tried, salt).map(Way::Leader),
+        }
+    }
+
+    async fn call(&self, target: &Target, request: Request, until: Instant) -> Called {
+        match timeout_at(until, self.map.link(&target.addr).call(request, until)).await {
+            Ok(called) => called,
+            Err(_) => Err(LinkError::Unknown("no reply within the deadline".to_owned())),
+        }
+    }
+
+    /// What a call came to: a reply that ends the request, or a failure.
+    fn sort(&self, target: &Target, called: Called) -> Result<Reply, Failure> {
+        match called {
+            Ok(Reply::Error(error)) => {
                 let error = convert::error_from_proto(error);
                 let led = match &error.moved {
                     Some(moved) => self.map.follow(target.shard.as_ref().map(|(id, _)| *id), moved),
@@ -145,10 +212,9 @@ impl Shared {
                 };
                 Err(Failure::Answered { error, led })
             }
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(LinkError::NotSent(why))) => Err(Failure::NotSent(format!("{}: {why}", target.addr))),
-            Ok(Err(LinkError::Unknown(why))) => Err(Failure::Unknown(format!("{}: {why}", target.addr))),
-            Err(_) => Err(Failure::Unknown(format!("{}: no reply within the deadline", target.addr))),
+            Ok(reply) => Ok(reply),
+            Err(LinkError::NotSent(why)) => Err(Failure::NotSent(format!("{}: {why}", target.addr))),
+            Err(LinkError::Unknown(why)) => Err(Failure::Unknown(format!("{}: {why}", target.addr))),
         }
     }
 
@@ -183,7 +249,10 @@ impl Shared {
     pub(super) fn refresh_map(self: &Arc<Self>) {
         if self.map.begin_refresh() {
             let shared = Arc::clone(self);
-            tokio::spawn(async move { shared.map.refresh().await });
+            tokio::spawn(async move {
+                shared.map.refresh().await;
+                shared.replicas.retain(&shared.map.router().nodes());
+            });
         }
     }
 
@@ -214,7 +283,7 @@ impl Shared {
             |header, _: &Target| Ok(Request::Timestamp(v1::TimestampRequest { header: Some(header) }));
         // A map without the system shard leaves it to the node.
         let place = if self.map.pick(Place::System, &[], 0).is_some() { Place::System } else { Place::Any };
-        let asked = Asked { place, build: &build, fresh: true };
+        let asked = Asked { place, build: &build, fresh: true, read: None };
         match Box::pin(self.execute(asked, None, until)).await? {
             Reply::Timestamp(reply) => Ok(reply.ts),
             other => Err(mismatched(&other)),

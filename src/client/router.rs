@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::balance::Candidate;
 use crate::codec::keyspace::{USER, user_range};
 use crate::rpc::{convert, v1};
 use crate::types::{KeyRange, Moved, NodeId, Result, ShardDescriptor, ShardId};
@@ -43,6 +44,8 @@ struct Route {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Router {
     nodes: BTreeMap<NodeId, Arc<str>>,
+    /// The zones of the nodes that are in one.
+    zones: BTreeMap<NodeId, Arc<str>>,
     /// In key order; no two overlap.
     routes: Vec<Route>,
 }
@@ -54,6 +57,9 @@ impl Router {
         let mut router = Self::default();
         for node in &map.nodes {
             router.nodes.insert(NodeId(node.id), node.grpc_addr.as_str().into());
+            if !node.zone.is_empty() {
+                router.zones.insert(NodeId(node.id), node.zone.as_str().into());
+            }
         }
         for placement in &map.shards {
             let Some(shard) = placement.shard.clone() else { continue };
@@ -70,6 +76,31 @@ impl Router {
             }
         }
         Ok(router)
+    }
+
+    /// Every node.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// The replicas that a read of this place may go to, for a client in `zone`; empty where the map does not say.
+    pub(super) fn candidates(&self, place: Place<'_>, zone: &str) -> Vec<Candidate> {
+        let Some(route) = self.locate(place) else { return Vec::new() };
+        let known = route.shard.replicas.iter().filter(|node| self.nodes.contains_key(node));
+        known
+            .map(|node| Candidate {
+                node: *node,
+                is_leader: route.leader == Some(*node),
+                is_near: !zone.is_empty() && self.zones.get(node).is_some_and(|other| **other == *zone),
+            })
+            .collect()
+    }
+
+    /// A node as the target of a request about a place.
+    pub(super) fn target(&self, place: Place<'_>, node: NodeId) -> Option<Target> {
+        let addr = Arc::clone(self.nodes.get(&node)?);
+        let shard = self.locate(place).map(|route| (route.shard.id, route.shard.range.clone()));
+        Some(Target { node, addr, shard })
     }
 
     /// Every node's address.

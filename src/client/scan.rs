@@ -11,14 +11,14 @@ use futures::Stream;
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::request::{Asked, mismatched};
+use super::request::{Asked, Reading, mismatched};
 use super::router::{Place, Target};
-use super::{Client, Deadline, Shared};
+use super::{Client, Deadline, Policy, Shared};
 use crate::codec::keyspace::USER;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1, validate};
-use crate::types::{Error, KeyRange, Record, Result, Timestamp};
+use crate::types::{Error, KeyRange, NodeId, ReadAt, Record, Result, Served, Timestamp};
 
 /// What to scan, and how. The default is everything, smallest key first, at a timestamp taken when the scan
 /// begins.
@@ -130,6 +130,7 @@ pub struct Scan {
     rows: VecDeque<Row>,
     stage: Stage,
     at_ts: Option<Timestamp>,
+    served: Option<Served>,
     more: bool,
 }
 
@@ -153,14 +154,18 @@ struct Cursor {
     keys_only: bool,
     rows_left: Option<u64>,
     bytes_left: Option<u64>,
-    at_ts: u64,
+    policy: Policy,
+    at: ReadAt,
+    /// Who answered the page before: at a timestamp that is closed there, nobody else need be asked.
+    by: Option<NodeId>,
     /// Whether a row was returned already.
     begun: bool,
 }
 
 struct Page {
     rows: Vec<Row>,
-    at_ts: u64,
+    at_ts: Timestamp,
+    served: Option<Served>,
     /// The part that is left; `None` at the end.
     left: Option<Box<Cursor>>,
     /// A limit ended the scan.
@@ -171,15 +176,24 @@ impl Client {
     /// Reads the rows of a range in order, at one timestamp over all shards. Wrong options are the stream's
     /// first item, as an error.
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        match self.cursor(options) {
+        let at = options.at.map_or(Ok(ReadAt::Latest), super::reads::explicit);
+        match at {
+            Ok(at) => self.scan_as_of(options, at),
+            Err(error) => Scan::failed(error),
+        }
+    }
+
+    /// A scan at any level; what `options` say of a timestamp is ignored.
+    pub(super) fn scan_as_of(&self, options: ScanOptions, at: ReadAt) -> Scan {
+        match self.cursor(options, at) {
             Ok(Some(cursor)) => Scan::new(Stage::Ready(Box::new(cursor))),
             Ok(None) => Scan::new(Stage::Done(None)),
             Err(error) => Scan::failed(error),
         }
     }
 
-    fn cursor(&self, options: ScanOptions) -> Result<Option<Cursor>> {
-        let at_ts = options.at.map_or(Ok(0), super::calls::explicit)?;
+    fn cursor(&self, options: ScanOptions, at: ReadAt) -> Result<Option<Cursor>> {
+        let at = super::reads::checked(at)?;
         let Some(range) = options.meant()? else { return Ok(None) };
         Ok(Some(Cursor {
             shared: Arc::clone(&self.shared),
@@ -190,7 +204,9 @@ impl Client {
             keys_only: options.keys_only,
             rows_left: options.limit_rows,
             bytes_left: options.limit_bytes,
-            at_ts,
+            policy: self.policy,
+            at,
+            by: None,
             begun: false,
         }))
     }
@@ -198,7 +214,7 @@ impl Client {
 
 impl Scan {
     fn new(stage: Stage) -> Self {
-        Self { rows: VecDeque::new(), stage, at_ts: None, more: false }
+        Self { rows: VecDeque::new(), stage, at_ts: None, served: None, more: false }
     }
 
     /// A scan that is only an error.
@@ -225,6 +241,11 @@ impl Scan {
         self.at_ts
     }
 
+    /// Who answered for the newest page, and how.
+    pub fn served(&self) -> Option<Served> {
+        self.served
+    }
+
     /// At the end: whether a limit ended the scan, so that there are or may be more rows.
     pub fn more(&self) -> bool {
         self.more
@@ -232,7 +253,8 @@ impl Scan {
 
     /// Takes in a page, and asks for the next while the consumer works on this one.
     fn take(&mut self, page: Page) {
-        self.at_ts = Some(Timestamp(page.at_ts));
+        self.at_ts = Some(page.at_ts);
+        self.served = page.served;
         self.rows.extend(page.rows);
         self.more = page.limited;
         self.stage = page.left.map_or(Stage::Done(None), |left| Stage::Fetching(left.fetch()));
@@ -278,19 +300,25 @@ impl Cursor {
             Ok(self.request(header, part))
         };
         let place = if self.reverse { Place::Below(self.end.as_deref()) } else { Place::Key(&self.start) };
-        let asked = Asked { place, build: &build, fresh: self.at_ts == 0 };
+        let read = Some(Reading { policy: self.policy, prefer: self.by, route: None });
+        let asked = Asked { place, build: &build, fresh: self.at == ReadAt::Latest, read };
         let reply = match self.shared.execute(asked, None, until).await? {
             Reply::ScanPage(reply) => reply,
             other => return Err(mismatched(&other)),
         };
         let clip = clip.into_inner();
-        self.at_ts = reply.at_ts;
+        let at_ts = Timestamp(reply.at_ts);
+        let served = reply.served.as_ref().and_then(convert::served_from_proto);
+        self.by = served.map(|served| served.node);
+        // A node that had nothing to read names no timestamp.
+        if at_ts > Timestamp::ZERO {
+            self.at = super::reads::explicit(at_ts)?;
+        }
         let (rows, mut limited) = self.count(reply.rows)?;
-        let at_ts = self.at_ts;
         let done = !self.advance(clip, reply.next)?;
         limited |= reply.limited || (self.rows_left == Some(0) && !done);
         let left = (!done && !limited).then_some(self);
-        Ok(Page { rows, at_ts, left, limited })
+        Ok(Page { rows, at_ts, served, left, limited })
     }
 
     /// What of the range lies in the target's shard.
@@ -305,6 +333,7 @@ impl Cursor {
     }
 
     fn request(&self, header: v1::Header, (start, end): (Bytes, Option<Bytes>)) -> Request {
+        let (at_ts, max_staleness_ms) = super::reads::on_the_wire(self.at);
         let scan = v1::ScanRequest {
             header: Some(header),
             start,
@@ -314,7 +343,8 @@ impl Cursor {
             keys_only: self.keys_only,
             limit_rows: self.rows_left,
             limit_bytes: self.bytes_left,
-            at_ts: self.at_ts,
+            at_ts,
+            max_staleness_ms,
         };
         Request::ScanPage(v1::ScanPageRequest { scan: Some(scan) })
     }

@@ -114,7 +114,7 @@ mod tests {
     fn an_old_record_is_no_fresh_timestamp() {
         let seen = Seen::default();
         let record = v1::Record { commit_ts: 9, ..Default::default() };
-        seen.note_reply(&Reply::Get(v1::GetReply { record: Some(record), served_by: 1 }), true);
+        seen.note_reply(&Reply::Get(v1::GetReply { record: Some(record), served: None }), true);
         assert!(seen.is_stale());
         assert_eq!(seen.request_id().seen, Timestamp(9));
         seen.note_reply(&Reply::Timestamp(v1::TimestampReply { ts: 12 }), true);

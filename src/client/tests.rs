@@ -9,7 +9,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 
 use super::fake::{CLUSTER, FakeCluster, Fault, LocalDialer, shard, world};
-use super::{Batch, BatchResult, Client, Expect, Row, ScanOptions, Swap};
+use super::{Batch, BatchResult, Client, Expect, Policy, Row, ScanOptions, Swap};
 use crate::ErrorKind;
 use crate::types::{ClusterId, NodeId, Timestamp, limits};
 
@@ -214,7 +214,7 @@ async fn a_deadline_in_the_past_sends_nothing() {
 #[tokio::test]
 async fn a_thousand_calls_share_one_stream() {
     let cluster = FakeCluster::start().await;
-    let client = cluster.client().await;
+    let client = cluster.client().await.with_read_policy(Policy::Leader);
     let puts = (0..1000).map(|n| {
         let client = client.clone();
         tokio::spawn(async move { client.put(format!("b{n}"), n.to_string()).await.map(|_| ()) })
@@ -456,7 +456,7 @@ async fn a_large_batch_and_large_values_pass() {
 #[tokio::test]
 async fn many_large_values_travel_at_once() {
     let cluster = FakeCluster::start().await;
-    let client = cluster.client().await;
+    let client = cluster.client().await.with_read_policy(Policy::Leader);
     let value = Bytes::from(vec![7; limits::MAX_VALUE_BYTES]);
     let puts = join_all((0..60).map(|n| client.put(format!("b{n}"), value.clone()))).await;
     assert!(puts.iter().all(Result::is_ok));

@@ -34,6 +34,9 @@ fn set_replica(replica: &ReplicaStatus) {
     for (name, number) in numbers {
         gauge!(name, "shard" => shard.clone()).set(number as f64);
     }
+    // What is not known is no lag of nothing.
+    let lag_s = replica.closed_age_ms.map_or(f64::NAN, |age_ms| age_ms as f64 / 1000.0);
+    gauge!("kvorum_replica_closed_lag_seconds", "shard" => shard).set(lag_s);
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ fn replica_json(replica: &ReplicaStatus) -> Value {
         "last_log_index": replica.last_log_index,
         "applied_index": replica.applied_index,
         "closed_ts": replica.closed_ts,
+        "closed_age_ms": replica.closed_age_ms,
         "safe_point_ts": replica.safe_point_ts,
         "locks": replica.locks,
         "checksum": format!("{:016x}", replica.checksum),

@@ -73,10 +73,10 @@ impl Barrier {
         Ticket { inner: self.inner.clone(), id, fate: Fate::Settled }
     }
 
-    /// What a latest read of `key`, or a question about a lock there, must wait for if it came now: every
-    /// batch under way that touches the key.
-    pub fn before_latest(&self, key: &[u8]) -> Wait {
-        self.collect(|batch| batch.touched.touches(key))
+    /// What a latest read of `keys`, or a question about a lock there, must wait for if it came now: every
+    /// batch under way that touches one of them.
+    pub fn before_latest(&self, keys: &[Bytes]) -> Wait {
+        self.collect(|batch| keys.iter().any(|key| batch.touched.touches(key)))
     }
 
     /// What a read at `ts` that came now must wait for: every batch under way whose timestamps are not
@@ -193,12 +193,12 @@ mod tests {
     async fn a_latest_read_waits_only_for_batches_on_its_key() {
         let barrier = Barrier::default();
         let ticket = barrier.open(keys(&["a", "b"]));
-        assert!(barrier.before_latest(b"c").wait(soon()).now_or_never().is_some());
-        let mut waiting = Box::pin(barrier.before_latest(b"a").wait(soon()));
+        assert!(barrier.before_latest(&["c".into()]).wait(soon()).now_or_never().is_some());
+        let mut waiting = Box::pin(barrier.before_latest(&["a".into()]).wait(soon()));
         assert!(waiting.as_mut().now_or_never().is_none());
         ticket.settle(Fate::Settled);
         waiting.await.expect("settled");
-        assert!(barrier.before_latest(b"a").wait(soon()).now_or_never().is_some());
+        assert!(barrier.before_latest(&["a".into()]).wait(soon()).now_or_never().is_some());
     }
 
     #[tokio::test]
@@ -217,12 +217,12 @@ mod tests {
         let barrier = Barrier::default();
         let mut ticket = barrier.open(keys(&["a"]));
         ticket.proposed();
-        let waiting = barrier.before_latest(b"a");
+        let waiting = barrier.before_latest(&["a".into()]);
         drop(ticket);
         assert!(waiting.wait(soon()).await.is_err());
 
         let ticket = barrier.open(keys(&["a"]));
-        let waiting = barrier.before_latest(b"a");
+        let waiting = barrier.before_latest(&["a".into()]);
         drop(ticket);
         waiting.wait(soon()).await.expect("never proposed");
     }

@@ -8,7 +8,6 @@ use serde::de::DeserializeOwned;
 
 use super::calls;
 use super::member::Member;
-use crate::bugs::{self, Bug};
 use crate::codec::{self, keyspace};
 use crate::raft::{Group, Leadership};
 use crate::rpc::{convert, v1};
@@ -68,18 +67,11 @@ pub async fn read(member: &Member) -> Result<v1::GetMapReply> {
             .iter()
             .map(|(descriptor, leader)| v1::Placement {
                 shard: Some(convert::descriptor_to_proto(descriptor)),
-                leader: told_leader(member, descriptor, *leader).0,
+                leader: leader.0,
             })
             .collect(),
         seen_ts: seen(member).await.0,
     })
-}
-
-/// Who is said to lead a shard. With the bug, the node itself wherever it has a replica, so that it is asked.
-fn told_leader(member: &Member, shard: &ShardDescriptor, leader: NodeId) -> NodeId {
-    let own = member.record().id;
-    let pretends = bugs::on(Bug::FollowerReadWithoutReadIndex) && shard.replicas.contains(&own);
-    if pretends { own } else { leader }
 }
 
 /// A first timestamp for a client's request ids. Without the oracle the newest known one must do: it

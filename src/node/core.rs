@@ -122,10 +122,11 @@ impl Core {
 
     /// A client whose requests start at this node: what passes on requests for shards that others lead.
     pub async fn client(self: &Arc<Self>) -> Result<Client> {
-        self.member()?;
+        let own = self.member()?.record().clone();
         let client = self.client.get_or_try_init(|| async {
             let dialer = Arc::new(NodeDialer::new(Arc::downgrade(self), self.own.grpc_addr.clone()));
-            Client::with_dialer(dialer, self.own.grpc_addr.clone()).await
+            let builder = Client::builder().dialer(dialer).endpoints([self.own.grpc_addr.clone()]);
+            builder.prefer_node(own.id).zone(own.zone).connect().await
         });
         client.await.cloned()
     }

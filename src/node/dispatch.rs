@@ -1,14 +1,16 @@
 //! Requests in, replies out: what a session, a unary call and the embedded client all go through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::reads::Reads;
+use super::pulse::Pulse;
+use super::reads::{Answered, Reads, WordBook};
 use super::replica::{Replica, read_timestamp};
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
@@ -19,27 +21,52 @@ use crate::rpc::v1::session_request::Request;
 use crate::shard::PageRequest;
 use crate::txn::TxnCommit;
 use crate::types::{
-    ClusterId, Direction, Error, KeyRange, Moved, NodeId, Operation, RequestId, Result, Timestamp, TxnId,
-    TxnPart, limits,
+    ClusterId, Direction, Error, KeyRange, Moved, NodeId, Operation, ReadAt, RequestId, Result, ShardId,
+    Timestamp, TxnId, TxnPart, limits,
 };
 
 /// A request that comes without an id gets one whose timestamp is at most so old (rule R8).
 const MAX_SEEN_AGE: Duration = Duration::from_secs(10);
 
-/// This node's replicas, by the start of their ranges.
+/// Reads under way on a node, at most.
+const MAX_READS: u32 = 8192;
+
+/// A read under way, until it is dropped.
+struct Reading<'a>(&'a AtomicU32);
+
+impl Reading<'_> {
+    /// How many reads are under way, with this one.
+    fn load(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// This node's replicas, by the start of their ranges and by shard.
 #[derive(Default)]
-pub struct Replicas(RwLock<BTreeMap<Bytes, Arc<Replica>>>);
+pub struct Replicas(RwLock<BTreeMap<Bytes, Arc<Replica>>>, RwLock<HashMap<ShardId, Arc<Replica>>>);
 
 impl Replicas {
     /// Adds a replica.
     pub fn add(&self, replica: Arc<Replica>) {
         let start = replica.group().state().descriptor.range.start.clone();
+        self.1.write().insert(replica.group().id(), replica.clone());
         self.0.write().insert(start, replica);
     }
 
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Replica>> {
         self.0.read().values().cloned().collect()
+    }
+
+    /// The replica of a shard.
+    pub fn of(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.1.read().get(&shard).cloned()
     }
 
     /// The replica whose range holds the key.
@@ -74,6 +101,9 @@ pub struct Dispatcher {
     replicas: Arc<Replicas>,
     timestamps: Timestamps,
     router: Router,
+    words: Arc<WordBook>,
+    pulse: Arc<Pulse>,
+    reading: AtomicU32,
 }
 
 impl Dispatcher {
@@ -84,8 +114,11 @@ impl Dispatcher {
         replicas: Arc<Replicas>,
         timestamps: Timestamps,
         router: Router,
+        words: Arc<WordBook>,
+        pulse: Arc<Pulse>,
     ) -> Self {
-        Self { cluster, node, replicas, timestamps, router }
+        let reading = AtomicU32::new(0);
+        Self { cluster, node, replicas, timestamps, router, words, pulse, reading }
     }
 
     /// Serves one request. Every failure is a reply too.
@@ -153,19 +186,15 @@ impl Dispatcher {
         Ok(Reply::Commit(v1::CommitReply { commit_ts: commit_ts.0 }))
     }
 
-    async fn get(&self, key: Bytes, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
+    async fn get(&self, key: Bytes, at: ReadAt, deadline: Instant) -> Result<Reply> {
         let replica = self.holding(&key)?;
-        let record = match at {
-            None => self.reads(&replica, deadline).latest(&key).await?,
-            Some(at) => {
-                let at = replica.read_timestamp(at).await?;
-                self.reads(&replica, deadline).at(&[key], at).await?.pop().flatten()
-            }
-        };
-        Ok(Reply::Get(convert::get_reply(record, self.node)))
+        let reading = self.begin_read()?;
+        let answered = self.reads(&replica, deadline).one(&key, at).await?;
+        let served = self.told(&answered, &reading);
+        Ok(Reply::Get(convert::get_reply(answered.value, served)))
     }
 
-    async fn get_many(&self, keys: Vec<Bytes>, at: Option<Timestamp>, deadline: Instant) -> Result<Reply> {
+    async fn get_many(&self, keys: Vec<Bytes>, at: ReadAt, deadline: Instant) -> Result<Reply> {
         let first =
             keys.first().ok_or_else(|| Error::invalid("the request names no key: name at least one"))?;
         let replica = self.holding(first)?;
@@ -177,22 +206,25 @@ impl Dispatcher {
                 Moved { shard: Some(descriptor), leader: None },
             ));
         }
-        let at = replica.read_timestamp(at.unwrap_or(Timestamp::ZERO)).await?;
-        let records = self.reads(&replica, deadline).at(&keys, at).await?;
-        Ok(Reply::GetMany(convert::get_many_reply(records, at)))
+        let reading = self.begin_read()?;
+        let answered = self.reads(&replica, deadline).many(&keys, at).await?;
+        let served = self.told(&answered, &reading);
+        Ok(Reply::GetMany(convert::get_many_reply(answered.value, answered.at, vec![served])))
     }
 
     async fn scan_page(&self, scan: Scan, deadline: Instant) -> Result<Reply> {
         if scan.range.is_empty() {
-            let at = scan.at.unwrap_or(Timestamp::ZERO);
-            return Ok(Reply::ScanPage(v1::ScanPageReply { at_ts: at.0, ..Default::default() }));
+            let at_ts = match scan.at {
+                ReadAt::Snapshot(at) => at.0,
+                ReadAt::Latest | ReadAt::Bounded { .. } => 0,
+            };
+            return Ok(Reply::ScanPage(v1::ScanPageReply { at_ts, ..Default::default() }));
         }
         let replica = match scan.direction {
             Direction::Forward => self.replicas.holding(&scan.range.start),
             Direction::Reverse => self.replicas.holding_below(scan.range.end.as_ref()),
         };
         let replica = replica.ok_or_else(|| not_here(&scan.range.start))?;
-        let at = replica.read_timestamp(scan.at.unwrap_or(Timestamp::ZERO)).await?;
         let Some(here) = replica.group().state().descriptor.range.intersect(&scan.range) else {
             return Err(not_here(&scan.range.start));
         };
@@ -203,11 +235,14 @@ impl Dispatcher {
             range: here.clone(),
             direction: scan.direction,
             keys_only: scan.keys_only,
-            at,
+            at: Timestamp::ZERO,
             max_rows: limit(scan.limit_rows, limits::MAX_PAGE_ROWS),
             max_bytes: limit(scan.limit_bytes, limits::MAX_PAGE_BYTES),
         };
-        let page = self.reads(&replica, deadline).page(&request).await?;
+        let reading = self.begin_read()?;
+        let answered = self.reads(&replica, deadline).page(request, scan.at).await?;
+        let (at, served) = (answered.at, Some(self.told(&answered, &reading)));
+        let page = answered.value;
         let size_bytes: usize =
             page.rows.iter().map(|(key, record)| key.len() - 1 + record.value.len()).sum();
         let limited = scan.limit_rows.is_some_and(|limit| page.rows.len() as u64 >= limit)
@@ -222,11 +257,34 @@ impl Dispatcher {
             .map(|(key, record)| convert::row_to_proto(&key, record))
             .collect::<Result<_>>()?;
         let next = next.map(|key| user_bound(&key));
-        Ok(Reply::ScanPage(v1::ScanPageReply { rows, at_ts: at.0, next, limited }))
+        Ok(Reply::ScanPage(v1::ScanPageReply { rows, at_ts: at.0, next, limited, served }))
     }
 
     fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {
-        Reads { replica, router: &self.router, deadline }
+        Reads { replica, router: &self.router, wide: self.words.node_wide(), deadline }
+    }
+
+    /// What an answer says about itself, and about whom to spare.
+    fn told<T>(&self, answered: &Answered<T>, reading: &Reading<'_>) -> v1::Served {
+        let served = convert::served_to_proto(answered.served(self.node, reading.load()));
+        v1::Served { slow_nodes: self.pulse.slow().to_vec(), ..served }
+    }
+
+    /// Counts a read as under way.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where too many are: another replica may have less to do.
+    fn begin_read(&self) -> Result<Reading<'_>> {
+        let before = self.reading.fetch_add(1, Ordering::Relaxed);
+        let reading = Reading(&self.reading);
+        if before >= MAX_READS {
+            return Err(Error::overloaded(format!(
+                "node {} is overloaded: {MAX_READS} reads are under way on it; ask another replica, or try again later",
+                self.node
+            )));
+        }
+        Ok(reading)
     }
 
     fn holding(&self, key: &Bytes) -> Result<Arc<Replica>> {

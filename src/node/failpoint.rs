@@ -1,5 +1,5 @@
-//! Places where a test can have a node die: `KVORUM_FAILPOINT=NAME` or `NAME:N` (at the N-th time). Only in builds with
-//! assertions.
+//! Places where a test can have a node die: `KVORUM_FAILPOINT=NAME` or `NAME:N` (at the N-th time); or have a coordinator
+//! stand still: `KVORUM_DELAY=NAME:MS:PERCENT`. Only in builds with assertions.
 
 #[cfg(debug_assertions)]
 use std::sync::OnceLock;
@@ -49,3 +49,25 @@ fn reached(name: &str) {
 
 #[cfg(not(debug_assertions))]
 fn reached(_: &str) {}
+
+/// How long a test wants this action to be held up, as by a process that is paused between two messages. Only the prepare
+/// at the primary can be: `KVORUM_DELAY=primary-prepare:4500:5` holds up five in a hundred for four and a half seconds.
+#[cfg(debug_assertions)]
+pub fn delay(action: &Action) -> Option<std::time::Duration> {
+    static WANTED: OnceLock<Option<(std::time::Duration, f64)>> = OnceLock::new();
+    let Action::Send { command: TxnCommand::Prepare { listed: Some(_), .. }, .. } = action else {
+        return None;
+    };
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("KVORUM_DELAY").ok()?;
+        let (ms, percent) = text.strip_prefix("primary-prepare:")?.split_once(':')?;
+        let share = f64::from(percent.parse::<u8>().ok()?.min(100)) / 100.0;
+        Some((std::time::Duration::from_millis(ms.parse().ok()?), share))
+    });
+    wanted.and_then(|(delay, share)| rand::random_bool(share).then_some(delay))
+}
+
+#[cfg(not(debug_assertions))]
+pub fn delay(_: &Action) -> Option<std::time::Duration> {
+    None
+}

@@ -12,7 +12,9 @@ use super::calls::{self, SystemOperation};
 use super::dispatch::{Dispatcher, Replicas};
 use super::oracle_client::OracleClient;
 use super::oracle_server::OracleServer;
-use super::replica::{Replica, Resolve};
+use super::pulse::{self, Pulse};
+use super::reads::{self, ReadIndexes, WordBook};
+use super::replica::{Replica, Resolve, Shared};
 use super::sequencer::Admission;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
@@ -41,6 +43,9 @@ pub struct Member {
     admission: Admission,
     replicas: Arc<Replicas>,
     floors: Arc<Floors>,
+    read_indexes: Arc<ReadIndexes>,
+    words: Arc<WordBook>,
+    pulse: Arc<Pulse>,
     dispatcher: Arc<Dispatcher>,
     stopping: CancellationToken,
 }
@@ -72,10 +77,21 @@ impl Member {
         let oracle = Arc::new(OracleClient::new(&host, node));
         let timestamps = Timestamps::start(oracle.clone());
         let replicas = Arc::new(Replicas::default());
+        let read_indexes = Arc::new(ReadIndexes::new(&host));
+        let words = Arc::new(WordBook::default());
+        let pulse = Arc::new(Pulse::new(node));
         let stopping = CancellationToken::new();
         let member = Arc::new_cyclic(|member| {
             let router = Router::new(member.clone(), stopping.clone());
-            let dispatcher = Dispatcher::new(cluster, node, replicas.clone(), timestamps.clone(), router);
+            let dispatcher = Dispatcher::new(
+                cluster,
+                node,
+                replicas.clone(),
+                timestamps.clone(),
+                router,
+                words.clone(),
+                pulse.clone(),
+            );
             Self {
                 cluster,
                 record,
@@ -85,6 +101,9 @@ impl Member {
                 admission: Admission::new(config.admission_bytes),
                 replicas,
                 floors: floors.clone(),
+                read_indexes,
+                words,
+                pulse: pulse.clone(),
                 dispatcher: Arc::new(dispatcher),
                 stopping: stopping.clone(),
             }
@@ -96,6 +115,8 @@ impl Member {
         member.stand_where_sensible().await;
         tokio::spawn(registrar::run(Arc::downgrade(&member), stopping.clone()));
         tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, stopping.clone()));
+        tokio::spawn(pulse::run(pulse, stopping.clone()));
+        tokio::spawn(reads::run_words(Arc::downgrade(&member), stopping.clone()));
         tokio::spawn(txn::run_recovery(
             Arc::downgrade(&member),
             Router::new(Arc::downgrade(&member), stopping),
@@ -123,14 +144,15 @@ impl Member {
         if group.id() == ShardId::SYSTEM {
             self.oracle.set_local(OracleServer::start(group.clone()));
         }
-        let resolve = self.resolver();
-        let replica = Replica::start(
-            group,
-            self.timestamps.clone(),
-            self.admission.clone(),
-            self.floors.clone(),
-            resolve,
-        );
+        let shared = Shared {
+            timestamps: self.timestamps.clone(),
+            admission: self.admission.clone(),
+            floors: self.floors.clone(),
+            read_indexes: self.read_indexes.clone(),
+            book: self.words.clone(),
+            resolve: self.resolver(),
+        };
+        let replica = Replica::start(group, shared);
         self.replicas.add(Arc::new(replica));
     }
 
@@ -154,7 +176,7 @@ impl Member {
         }));
     }
 
-    async fn answer(&self, kind: u32, body: &[u8]) -> Result<Bytes> {
+    async fn answer(self: &Arc<Self>, kind: u32, body: &[u8]) -> Result<Bytes> {
         match kind {
             calls::CUT_TIMESTAMPS => {
                 let oracle = self
@@ -174,6 +196,8 @@ impl Member {
                 Ok(calls::encode_outcome(&outcome))
             }
             txn::CALL => txn::answer(&self.replicas, body).await,
+            reads::READ_INDEX_CALL => reads::answer_read_indexes(&self.replicas, body).await,
+            reads::WORDS_CALL => reads::answer_words(self, body).await,
             unknown => Err(Error::invalid(format!(
                 "this node (version {}) does not know call {unknown}: is the other one newer? Finish the upgrade",
                 self.record.version
@@ -236,6 +260,16 @@ impl Member {
     /// This node's replicas.
     pub fn replicas(&self) -> &Arc<Replicas> {
         &self.replicas
+    }
+
+    /// How this node and the others are.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// What is known of closed timestamps.
+    pub fn words(&self) -> &WordBook {
+        &self.words
     }
 
     /// Serves requests.

@@ -22,6 +22,7 @@ mod member;
 mod oracle_client;
 mod oracle_server;
 mod peer_client;
+mod pulse;
 mod reads;
 mod registrar;
 mod replica;

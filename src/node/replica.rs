@@ -1,21 +1,23 @@
-//! One shard on this node: its commands go through the sequencer, its reads through the barrier (rule R1)
-//! and the leader's lease.
+//! One shard on this node: its commands go through the sequencer, and so do questions about its locks, through the
+//! barrier (rule R1) and the leader's lease. What reads rows of it is in `reads`.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::barrier::{Barrier, Wait};
 use super::lock_queue::LockQueue;
+use super::reads::{ClosedWords, ReadIndexes, WordBook};
 use super::sequencer::{Admission, Sequencer};
 use super::timestamps::Timestamps;
-use crate::bugs::{self, Bug};
 use crate::mvcc::Floors;
-use crate::raft::{self, Group, Leadership};
-use crate::shard::{self, Fates, Look, Page, PageLook, PageRequest};
+use crate::raft::{Group, Leadership, ReadPoint, Token};
+use crate::shard;
 use crate::types::{
-    Error, ErrorKind, LeaderHint, Lock, Moved, NodeId, Operation, Outcome, Record, Refusal, RequestId,
-    Result, Timestamp, TxnCommand, TxnId, TxnStatus, limits,
+    Error, ErrorKind, LeaderHint, Lock, Moved, NodeId, Operation, Outcome, Refusal, RequestId, Result,
+    Timestamp, TxnCommand, TxnId, TxnStatus,
 };
 
 /// The part of a commit's time that is left for the answer that a lock stands in its way.
@@ -24,40 +26,48 @@ const ANSWER_PART: u32 = 4;
 /// Finds a node's address.
 pub type Resolve = Arc<dyn Fn(NodeId) -> Option<LeaderHint> + Send + Sync>;
 
-/// What a read of rows has come to.
-pub enum Seen<T> {
-    /// What was asked for.
-    Read(T),
-    /// Locks whose holders' fate the reader must know first.
-    Locked(Vec<Lock>),
-}
-
 /// A replica with its sequencer.
 pub struct Replica {
-    group: Arc<Group>,
+    pub(super) group: Arc<Group>,
     sequencer: Sequencer,
     locks: Arc<LockQueue>,
-    timestamps: Timestamps,
-    floors: Arc<Floors>,
+    pub(super) timestamps: Timestamps,
+    pub(super) floors: Arc<Floors>,
+    pub(super) read_indexes: Arc<ReadIndexes>,
+    pub(super) words: Mutex<ClosedWords>,
+    pub(super) book: Arc<WordBook>,
     resolve: Resolve,
+}
+
+/// What the replicas of a node share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The way to the oracle.
+    pub timestamps: Timestamps,
+    /// The bound on requests under way.
+    pub admission: Admission,
+    /// What reads hold back garbage collection by.
+    pub floors: Arc<Floors>,
+    /// The way to other leaders' read indexes.
+    pub read_indexes: Arc<ReadIndexes>,
+    /// What is known of closed timestamps.
+    pub book: Arc<WordBook>,
+    /// Finds a node's address.
+    pub resolve: Resolve,
 }
 
 impl Replica {
     /// Starts the sequencer of a group.
-    pub fn start(
-        group: Arc<Group>,
-        timestamps: Timestamps,
-        admission: Admission,
-        floors: Arc<Floors>,
-        resolve: Resolve,
-    ) -> Self {
+    pub fn start(group: Arc<Group>, shared: Shared) -> Self {
+        let Shared { timestamps, admission, floors, read_indexes, book, resolve } = shared;
         let hint = resolve.clone();
         let locks = Arc::new(LockQueue::default());
         let sequencer =
             Sequencer::start(group.clone(), timestamps.clone(), admission, locks.clone(), move |node| {
                 hint(node)
             });
-        Self { group, sequencer, locks, timestamps, floors, resolve }
+        let words = Mutex::default();
+        Self { group, sequencer, locks, timestamps, floors, read_indexes, words, book, resolve }
     }
 
     /// The Raft group.
@@ -169,82 +179,16 @@ impl Replica {
 
     /// What a question about a lock waits for: all batches that touch its key, or, asked at a timestamp, all
     /// batches that may still come in below it (rules R1 and R4).
-    fn wait_for_question(&self, key: &Bytes, at: Option<Timestamp>) -> super::barrier::Wait {
+    fn wait_for_question(&self, key: &Bytes, at: Option<Timestamp>) -> Wait {
         match at {
-            Some(at) => self.sequencer.barrier().before_snapshot(at),
-            None => self.sequencer.barrier().before_latest(key),
+            Some(at) => self.barrier().before_snapshot(at),
+            None => self.barrier().before_latest(std::slice::from_ref(key)),
         }
     }
 
-    /// The newest version of a key, linearizable: it sees every write acknowledged before it came, and what
-    /// an earlier snapshot may have shown (rule R1).
-    pub async fn get_latest(&self, key: &Bytes, deadline: Instant) -> Result<Seen<Option<Record>>> {
-        let wait = self.sequencer.barrier().before_latest(key);
-        self.serve(wait, deadline).await?;
-        self.check_holds(key)?;
-        let replica = self.group.replica();
-        // After the wait: it counts every lock that the read must mind.
-        let counts = replica.state().counts;
-        Ok(match shard::look(&*replica.view()?, counts, key, Timestamp::MAX, &Fates::new())? {
-            Look::Value(record) => Seen::Read(record),
-            Look::Locked(lock) => Seen::Locked(vec![lock]),
-        })
-    }
-
-    /// Versions of keys as of `at`. The caller made sure that `at` is not in the future. Where all would be
-    /// too large for one reply there are fewer than keys, at least one: the caller asks for the rest.
-    pub async fn get_at(
-        &self,
-        keys: &[Bytes],
-        at: Timestamp,
-        fates: &Fates,
-        deadline: Instant,
-    ) -> Result<Seen<Vec<Option<Record>>>> {
-        let wait = self.sequencer.barrier().before_snapshot(at);
-        self.serve(wait, deadline).await?;
-        keys.iter().try_for_each(|key| self.check_holds(key))?;
-        let hold = self.floors.hold(self.group.id(), at)?;
-        let replica = self.group.replica();
-        if keys.len() == 1 {
-            return get_all(&replica, keys, at, fates);
-        }
-        let (keys, fates) = (keys.to_vec(), fates.clone());
-        // Many keys may mean many reads from disk: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || {
-            let _hold = hold;
-            get_all(&replica, &keys, at, &fates)
-        })
-        .await
-        .map_err(broken_off)?
-    }
-
-    /// One page of rows as of `request.at`. The caller made sure that it is not in the future.
-    pub async fn scan_page(
-        &self,
-        request: PageRequest,
-        fates: &Fates,
-        deadline: Instant,
-    ) -> Result<Seen<Page>> {
-        let wait = self.sequencer.barrier().before_snapshot(request.at);
-        self.serve(wait, deadline).await?;
-        if !self.group.state().descriptor.range.covers(&request.range) {
-            return Err(self.moved(None));
-        }
-        let replica = self.group.replica();
-        let fates = fates.clone();
-        let hold = self.floors.hold(self.group.id(), request.at)?;
-        // A page may read many rows from disk: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || {
-            let _hold = hold;
-            let state = replica.state();
-            shard::check_readable(&state, request.at)?;
-            Ok(match shard::scan_page(&*replica.view()?, state.counts, &request, &fates)? {
-                PageLook::Page(page) => Seen::Read(page),
-                PageLook::Locked(locks) => Seen::Locked(locks),
-            })
-        })
-        .await
-        .map_err(broken_off)?
+    /// Which batches are under way.
+    pub(super) fn barrier(&self) -> &Barrier {
+        self.sequencer.barrier()
     }
 
     fn has_transactions(&self) -> bool {
@@ -264,20 +208,42 @@ impl Replica {
 
     /// Waits for the batches that a read must see, then makes sure that this replica still leads: no other
     /// leader can have acknowledged anything that this one has not applied.
-    async fn serve(&self, wait: super::barrier::Wait, deadline: Instant) -> Result<()> {
-        let leads = self.check_leads();
-        if bugs::on(Bug::FollowerReadWithoutReadIndex) && leads.is_err() {
-            return Ok(());
-        }
-        leads?;
+    pub(super) async fn serve(&self, wait: Wait, deadline: Instant) -> Result<()> {
+        let token = self.leads_under()?;
         wait.wait(deadline).await?;
         match tokio::time::timeout_at(deadline, self.group.ensure_leader()).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(point)) => self.check_same(token, &point),
             Ok(Err(error)) => Err(self.with_hint(error)),
             Err(_) => Err(Error::unavailable(
                 "the deadline passed before the shard's leader had heard from a majority: retry",
             )),
         }
+    }
+
+    /// The leadership that this replica believes to have.
+    ///
+    /// # Errors
+    ///
+    /// As [`check_leads`](Self::check_leads).
+    pub(super) fn leads_under(&self) -> Result<Token> {
+        self.check_leads()?;
+        self.group.leadership().token().ok_or_else(|| self.moved(None))
+    }
+
+    /// That a moment in the log is of the same leadership as the wait before it: the batches of another one were not
+    /// waited for.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where it is not.
+    pub(super) fn check_same(&self, token: Token, point: &ReadPoint) -> Result<()> {
+        if point.token == token {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "the leadership of shard {} has changed while the read waited: retry",
+            self.group.id()
+        )))
     }
 
     /// Whether this replica believes that it leads.
@@ -295,19 +261,19 @@ impl Replica {
         }
     }
 
-    fn check_holds(&self, key: &[u8]) -> Result<()> {
+    pub(super) fn check_holds(&self, key: &[u8]) -> Result<()> {
         if self.group.state().descriptor.range.contains(key) { Ok(()) } else { Err(self.moved(None)) }
     }
 
     /// Adds where to go to an error that says the leader is elsewhere.
-    fn with_hint(&self, error: Error) -> Error {
+    pub(super) fn with_hint(&self, error: Error) -> Error {
         match error.kind {
             ErrorKind::Moved => self.moved(self.group.leadership().leader_elsewhere()),
             _ => error,
         }
     }
 
-    fn moved(&self, leader: Option<NodeId>) -> Error {
+    pub(super) fn moved(&self, leader: Option<NodeId>) -> Error {
         let shard = self.group.state().descriptor.clone();
         let message = match leader {
             Some(node) => format!("shard {} is led by node {node}: send the request there", shard.id),
@@ -316,42 +282,6 @@ impl Replica {
         let leader = leader.and_then(|node| (self.resolve)(node));
         Error::moved(message, Moved { shard: Some(shard), leader })
     }
-}
-
-fn broken_off(error: tokio::task::JoinError) -> Error {
-    Error::unavailable(format!("the read was ended before it was done ({error}): retry"))
-}
-
-/// The versions of the keys from the front, at least one, as long as they fit into one reply: the caller
-/// asks for the rest at the same timestamp.
-fn get_all(
-    replica: &raft::Replica,
-    keys: &[Bytes],
-    at: Timestamp,
-    fates: &Fates,
-) -> Result<Seen<Vec<Option<Record>>>> {
-    // After the wait: it counts every lock that the read must mind.
-    let state = replica.state();
-    shard::check_readable(&state, at)?;
-    let view = replica.view()?;
-    let mut size_bytes = 0;
-    let mut records = Vec::with_capacity(keys.len());
-    let mut locks = Vec::new();
-    for key in keys {
-        let record = match shard::look(&*view, state.counts, key, at, fates)? {
-            Look::Value(record) => record,
-            Look::Locked(lock) => {
-                locks.push(lock);
-                continue;
-            }
-        };
-        size_bytes += record.as_ref().map_or(0, |record| record.value.len());
-        if size_bytes > limits::MAX_BATCH_BYTES && !records.is_empty() {
-            break;
-        }
-        records.push(record);
-    }
-    Ok(if locks.is_empty() { Seen::Read(records) } else { Seen::Locked(locks) })
 }
 
 /// `at`, or for zero a timestamp taken now: a read of several keys takes one after it came (rule R2).

@@ -184,12 +184,20 @@ impl Group {
     }
 
     /// Like [`ensure_leader`](Self::ensure_leader), without waiting for this replica to apply: what a
-    /// leader answers to a follower that asks for a read index.
+    /// leader answers to a follower that asks for a read index. It covers everything that is applied here.
     ///
     /// # Errors
     ///
     /// As [`ensure_leader`](Self::ensure_leader).
     pub async fn read_point(&self) -> Result<ReadPoint> {
+        // The core tells what is committed a moment after it was applied and acknowledged: a follower that went by
+        // that alone could miss an acknowledged write.
+        let applied = self.applied_index();
+        let point = self.leading_point().await?;
+        Ok(ReadPoint { index: point.index.max(applied), ..point })
+    }
+
+    async fn leading_point(&self) -> Result<ReadPoint> {
         let core = self.core();
         if let Some(point) = core.lease_point(&self.env) {
             return Ok(point);
@@ -198,7 +206,8 @@ impl Group {
         let slept = self.env.lease_trusted_for() < self.env.timing.read_lease();
         let age = if slept { Duration::ZERO } else { self.env.timing.read_lease() };
         let option = LinearizerOption::new(Some(age), true);
-        match core.raft.get_read_linearizer(option).await {
+        // Rare, and large: kept out of what a read carries along.
+        match Box::pin(core.raft.get_read_linearizer(option)).await {
             Ok(linearizer) => {
                 let log_id = *linearizer.read_log_id().log_id();
                 Ok(ReadPoint { token: Token(log_id.leader_id), index: log_id.index })
@@ -225,6 +234,12 @@ impl Group {
         let message = format!("node {leader} leads shard {}, not node {}", self.shard, self.env.own);
         let leader = LeaderHint { node: leader, grpc_addr: hint.unwrap_or_default() };
         Error::moved(message, Moved { shard: None, leader: Some(leader) })
+    }
+
+    /// For how long, up to now, the machine has certainly been awake: what was heard before that may be older than
+    /// its own clock says.
+    pub fn awake_for(&self) -> Duration {
+        self.env.wakefulness.look(tokio::time::Instant::now(), std::time::SystemTime::now())
     }
 
     /// Waits until this replica has applied `index`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{convert, v1};
-use crate::types::{ClusterId, Error, RequestId, Result, Timestamp, limits};
+use crate::types::{ClusterId, Error, ReadAt, RequestId, Result, Timestamp, limits};
 
 /// A user's key: 1 to [`limits::MAX_KEY_BYTES`] bytes.
 pub fn key(key: &[u8]) -> Result<()> {
@@ -122,10 +122,30 @@ pub fn timestamp(name: &str, raw: u64) -> Result<Timestamp> {
     Ok(Timestamp(raw))
 }
 
-/// The timestamp to read at; 0 is none.
-pub fn read_timestamp(raw: u64) -> Result<Option<Timestamp>> {
-    let at = timestamp("at_ts", raw)?;
-    Ok((at > Timestamp::ZERO).then_some(at))
+/// What a read shall see: at a timestamp, where that is not 0, or as old as it says.
+pub fn read_at(at_ts: u64, max_staleness_ms: Option<u32>) -> Result<ReadAt> {
+    match (timestamp("at_ts", at_ts)?, max_staleness_ms) {
+        (Timestamp::ZERO, None) => Ok(ReadAt::Latest),
+        (at, None) => Ok(ReadAt::Snapshot(at)),
+        (Timestamp::ZERO, Some(most)) => {
+            staleness(most.into()).map(|max_staleness_ms| ReadAt::Bounded { max_staleness_ms })
+        }
+        (at, Some(most)) => Err(Error::invalid(format!(
+            "the read names at_ts {at} and max_staleness_ms {most}: name the one or the other"
+        ))),
+    }
+}
+
+/// How old a bounded read may be, in milliseconds: 1 to [`limits::MAX_STALENESS_MS`].
+pub fn staleness(max_staleness_ms: u64) -> Result<u64> {
+    if !(1..=limits::MAX_STALENESS_MS).contains(&max_staleness_ms) {
+        return Err(Error::invalid(format!(
+            "max_staleness_ms is {max_staleness_ms}: it must be 1 to {}, since older versions are not kept; leave it out \
+             for a linearizable read",
+            limits::MAX_STALENESS_MS
+        )));
+    }
+    Ok(max_staleness_ms)
 }
 
 /// A request id: its unique part has 16 bytes, its `seen_ts` is a timestamp.
@@ -382,7 +402,7 @@ pub fn scan(scan: &v1::ScanRequest) -> Result<()> {
     bound("prefix", &scan.prefix)?;
     limit("limit_rows", scan.limit_rows)?;
     limit("limit_bytes", scan.limit_bytes)?;
-    read_timestamp(scan.at_ts).map(|_| ())
+    read_at(scan.at_ts, scan.max_staleness_ms).map(|_| ())
 }
 
 #[cfg(test)]

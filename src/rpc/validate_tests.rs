@@ -54,9 +54,13 @@ fn ranges_and_limits_make_sense() {
 
 #[test]
 fn timestamps_and_ids_are_well_formed() {
-    assert_eq!(read_timestamp(0), Ok(None));
-    assert_eq!(read_timestamp(Timestamp::MAX.0), Ok(Some(Timestamp::MAX)));
-    refused(read_timestamp(Timestamp::MAX.0 + 1), &["9007199254740992", "9007199254740991"]);
+    assert_eq!(read_at(0, None), Ok(ReadAt::Latest));
+    assert_eq!(read_at(Timestamp::MAX.0, None), Ok(ReadAt::Snapshot(Timestamp::MAX)));
+    refused(read_at(Timestamp::MAX.0 + 1, None), &["9007199254740992", "9007199254740991"]);
+    assert_eq!(read_at(0, Some(1)), Ok(ReadAt::Bounded { max_staleness_ms: 1 }));
+    refused(read_at(0, Some(0)), &["max_staleness_ms is 0"]);
+    refused(read_at(0, Some(600_001)), &["600001", "600000"]);
+    refused(read_at(7, Some(5)), &["at_ts 7", "max_staleness_ms 5", "the one or the other"]);
     let id = |bytes: usize, seen_ts| v1::RequestId { seen_ts, unique: vec![1; bytes].into() };
     assert!(request_id(&id(16, 5)).is_ok());
     refused(request_id(&id(15, 5)), &["15", "16"]);

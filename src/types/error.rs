@@ -141,12 +141,14 @@ pub struct Error {
     pub moved: Option<Box<Moved>>,
     /// Why a commit took no effect; with [`ErrorKind::Conflict`], and with [`ErrorKind::Invalid`] for a counter.
     pub conflict: Option<Box<Conflict>>,
+    /// With [`ErrorKind::Unavailable`]: the node has too much to do. Another one may not; this one should be spared.
+    pub overloaded: bool,
 }
 
 impl Error {
     /// An error of any kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), moved: None, conflict: None }
+        Self { kind, message: message.into(), moved: None, conflict: None, overloaded: false }
     }
 
     /// The request is wrong.
@@ -157,6 +159,11 @@ impl Error {
     /// Nobody could serve it in time; nothing was done.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, message)
+    }
+
+    /// The node has too much to do; nothing was done.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        Self { overloaded: true, ..Self::unavailable(message) }
     }
 
     /// It may or may not have taken effect.

@@ -45,3 +45,5 @@ pub const MAX_LISTED_BYTES: usize = 16 * 1024;
 pub const LOCK_TTL_MS: u64 = 3_000;
 /// How far the safe point of garbage collection stays behind. Not less than a transaction may live (rule R7).
 pub const RETENTION_MS: u64 = MAX_COMMAND_AGE_MS;
+/// The most that a bounded read may allow for: older versions are not kept.
+pub const MAX_STALENESS_MS: u64 = RETENTION_MS;

@@ -195,7 +195,7 @@ impl Session {
 
     async fn send(&self, call: u64, key: &str) {
         let header = v1::Header { cluster_id: self.cluster.clone(), ..v1::Header::default() };
-        let get = v1::GetRequest { header: Some(header), key: key.to_owned().into(), at_ts: 0 };
+        let get = v1::GetRequest { header: Some(header), key: key.to_owned().into(), ..Default::default() };
         let request = v1::SessionRequest { call, request: Some(Request::Get(get)) };
         self.requests
             .send(v1::SessionRequests { requests: vec![request] })

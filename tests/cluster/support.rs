@@ -275,10 +275,28 @@ impl Cluster {
             node.start();
         }
         let cluster = Self { nodes, dir, _turn: turn };
-        for node in &cluster.nodes {
+        cluster.wait_waiting().await;
+        cluster
+    }
+
+    /// Makes a cluster of processes that were started elsewhere than here, and waits until it serves.
+    pub async fn form(
+        nodes: Vec<Process>,
+        dir: TempDir,
+        turn: SemaphorePermit<'static>,
+        shards: u32,
+    ) -> Self {
+        let cluster = Self { nodes, dir, _turn: turn };
+        cluster.wait_waiting().await;
+        cluster.init(shards).await;
+        cluster.wait_serving().await;
+        cluster
+    }
+
+    async fn wait_waiting(&self) {
+        for node in &self.nodes {
             node.wait_state("waiting").await;
         }
-        cluster
     }
 
     /// Has the first node form the cluster.
@@ -361,6 +379,24 @@ impl Cluster {
                 }
             }
             Err(reasons.join("; "))
+        })
+        .await
+    }
+
+    /// Which node leads the system shard, and with it the oracle.
+    pub async fn system_leader(&self) -> usize {
+        eventually("the system shard has a leader", async || {
+            for (at, status) in self.statuses().await.into_iter().enumerate() {
+                let replicas = status.map(|status| status.replicas).unwrap_or_default();
+                let is_system = |shard: &kvorum::rpc::v1::Shard| shard.id == 0;
+                if replicas
+                    .iter()
+                    .any(|one| one.role == "leader" && one.shard.as_ref().is_some_and(is_system))
+                {
+                    return Ok(at);
+                }
+            }
+            Err("no node leads it".to_owned())
         })
         .await
     }

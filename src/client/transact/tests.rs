@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::client::fake::{FakeCluster, Fault, World};
-use crate::client::{ConflictReason, Record, Row, ScanOptions};
+use crate::client::{ConflictReason, Policy, Record, Row, ScanOptions};
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
@@ -79,7 +79,7 @@ async fn a_transaction_over_shards_takes_effect_at_one_timestamp() {
 #[tokio::test]
 async fn the_first_read_takes_the_start_timestamp_and_blind_writes_need_none() {
     let cluster = FakeCluster::start().await;
-    let client = cluster.client().await;
+    let client = cluster.client().await.with_read_policy(Policy::Leader);
     let done = client
         .transact(|txn| async move {
             let held = number(txn.get("b").await?);

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::engine::View;
 use crate::node::core::Core;
+use crate::node::replica::Replica;
 use crate::raft::{AppliedRecord, Group, Role};
 use crate::rpc::v1::cluster_server::Cluster;
 use crate::rpc::{convert, v1};
@@ -174,15 +175,21 @@ pub fn status_of(core: &Core) -> v1::GetStatusReply {
     };
     let Ok(member) = core.member() else { return reply };
     reply.cluster_id = member.cluster().to_string();
-    reply.replicas = member.host().groups().iter().map(|group| replica_status(group)).collect();
+    reply.replicas = member
+        .host()
+        .groups()
+        .iter()
+        .map(|group| replica_status(group, member.replicas().of(group.id()).as_deref()))
+        .collect();
     let led = reply.replicas.iter().all(|replica| replica.leader != 0);
     reply.state = if led { "serving" } else { "starting" }.to_string();
     reply
 }
 
-fn replica_status(group: &Group) -> v1::ReplicaStatus {
+fn replica_status(group: &Group, reads: Option<&Replica>) -> v1::ReplicaStatus {
     let status = group.status();
     let state = group.state();
+    let closed = reads.map_or(state.closed, Replica::closed);
     let leads = group.leadership().token().is_some();
     v1::ReplicaStatus {
         shard: Some(convert::descriptor_to_proto(&state.descriptor)),
@@ -195,7 +202,8 @@ fn replica_status(group: &Group) -> v1::ReplicaStatus {
         last_log_index: status.last_log_index,
         applied_index: status.applied_index,
         first_log_index: status.first_log_index,
-        closed_ts: state.closed.0,
+        closed_ts: closed.0,
+        closed_age_ms: reads.and_then(|reads| reads.age_ms(closed)),
         locks: state.counts.locks,
         safe_point_ts: state.safe_point.0,
         checksum: state.checksum,

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -14,7 +15,7 @@ use crate::rpc::v1::kv_server::Kv;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request as Call;
 use crate::rpc::{convert, v1, validate};
-use crate::types::{Error, Result, Timestamp};
+use crate::types::{Error, ReadAt, Result, Timestamp};
 
 /// Rows that travel together in a scan, at most.
 const MAX_ROWS_TOGETHER: usize = 1000;
@@ -74,13 +75,17 @@ impl Kv for KvService {
         let request = request.into_inner();
         let read = async {
             validate::keys(&request.keys)?;
-            let at = validate::read_timestamp(request.at_ts)?;
+            let at = validate::read_at(request.at_ts, request.max_staleness_ms)?;
             let client = self.client(request.header.as_ref()).await?;
             let values = match at {
-                Some(at) => client.get_many_at(&request.keys, at).await?,
-                None => client.get_many(&request.keys).await?,
+                ReadAt::Latest => client.get_many(&request.keys).await?,
+                ReadAt::Snapshot(at) => client.get_many_at(&request.keys, at).await?,
+                ReadAt::Bounded { max_staleness_ms } => {
+                    client.bounded(Duration::from_millis(max_staleness_ms)).get_many(&request.keys).await?
+                }
             };
-            Ok(convert::get_many_reply(values.records, values.at_ts))
+            let served = values.served.into_iter().map(convert::served_to_proto).collect();
+            Ok(convert::get_many_reply(values.records, values.at_ts, served))
         };
         read.await.map(Response::new).map_err(|error: Error| convert::error_to_status(&error))
     }
@@ -134,7 +139,10 @@ impl Kv for KvService {
                 limit_bytes: request.limit_bytes,
                 at: (request.at_ts != 0).then_some(Timestamp(request.at_ts)),
             };
-            Ok(client.scan(options))
+            Ok(match request.max_staleness_ms {
+                None => client.scan(options),
+                Some(most) => client.bounded(Duration::from_millis(most.into())).scan(options),
+            })
         };
         let scan = opened.await.map_err(|error: Error| convert::error_to_status(&error))?;
         Ok(Response::new(Box::pin(messages(scan))))
@@ -170,10 +178,12 @@ fn messages(mut scan: crate::client::Scan) -> impl Stream<Item = Result<v1::Scan
             if rows.len() >= MAX_ROWS_TOGETHER || size_bytes >= MAX_ROWS_BYTES {
                 size_bytes = 0;
                 let at_ts = scan.at_ts().unwrap_or_default().0;
-                yield Ok(v1::ScanReply { rows: std::mem::take(&mut rows), at_ts, more: false });
+                let served = scan.served().map(convert::served_to_proto);
+                yield Ok(v1::ScanReply { rows: std::mem::take(&mut rows), at_ts, more: false, served });
             }
         }
         let at_ts = scan.at_ts().unwrap_or_default().0;
-        yield Ok(v1::ScanReply { rows, at_ts, more: scan.more() });
+        let served = scan.served().map(convert::served_to_proto);
+        yield Ok(v1::ScanReply { rows, at_ts, more: scan.more(), served });
     }
 }

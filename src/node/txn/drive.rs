@@ -105,6 +105,7 @@ pub async fn drive<M: Machine>(
 
 /// Sends a request and makes an event of what comes of it; `None` for what is no request.
 pub(super) fn carry_out(router: Router, txn: TxnId, action: Action) -> Option<BoxFuture<'static, Event>> {
+    let held_up = failpoint::delay(&action);
     let (step, to, ask) = match action {
         Action::Send { step, to, command } => (step, to, Ask::Command(command)),
         Action::Ask { step, primary, at } => (step, primary.clone(), Ask::Status { primary, at }),
@@ -112,6 +113,9 @@ pub(super) fn carry_out(router: Router, txn: TxnId, action: Action) -> Option<Bo
         Action::Acknowledge(_) | Action::Ended => return None,
     };
     Some(Box::pin(async move {
+        if let Some(delay) = held_up {
+            tokio::time::sleep(delay).await;
+        }
         match router.attempt(txn, &to, ask).await {
             Attempt::Answered(Answer::Outcome(outcome)) => Event::Outcome { step, outcome },
             Attempt::Answered(Answer::Status(status)) => Event::Status { step, status },

@@ -8,19 +8,19 @@ use tokio::time::Instant;
 
 use super::drive::carry_out;
 use super::router::Router;
-use crate::shard::Fate;
-use crate::txn::{Event, Inquiry};
+use crate::txn::{Event, Inquiry, Learnt};
 use crate::types::{Error, Lock, Result, Timestamp};
 
 /// The pause before a question that failed is asked again.
 const RESEND_PAUSE: Duration = Duration::from_millis(20);
 
-/// The fate of the lock's holder, for a read at `at`. The key is read again after this, behind the barrier.
+/// The fate of the lock's holder, for a read at `at`. The key is read again after this, in one view: behind a fresh read
+/// index, where the answer says that it must be confirmed.
 ///
 /// # Errors
 ///
 /// `Unavailable` where the primary's shard could not be asked before the deadline.
-pub async fn resolve(router: &Router, lock: &Lock, at: Timestamp, deadline: Instant) -> Result<Fate> {
+pub async fn resolve(router: &Router, lock: &Lock, at: Timestamp, deadline: Instant) -> Result<Learnt> {
     let (mut inquiry, mut actions) = Inquiry::start(lock, at);
     let mut under_way: FuturesUnordered<BoxFuture<'static, Event>> = FuturesUnordered::new();
     let mut resend_at = None;
@@ -44,9 +44,8 @@ pub async fn resolve(router: &Router, lock: &Lock, at: Timestamp, deadline: Inst
             Event::Resend => resend_at = None,
             _ => {}
         }
-        // That the key is read again behind the barrier is what confirms it, where that is needed.
         if let Some(learnt) = inquiry.on(event, &mut actions) {
-            return Ok(learnt.fate);
+            return Ok(learnt);
         }
     }
 }

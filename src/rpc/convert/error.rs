@@ -123,6 +123,7 @@ pub fn error_to_proto(error: &Error) -> v1::Error {
         message: error.message.clone(),
         moved: error.moved.as_deref().map(moved_to_proto),
         conflict: error.conflict.as_deref().map(conflict_to_proto).map(Box::new),
+        overloaded: error.overloaded,
     }
 }
 
@@ -174,6 +175,7 @@ pub fn error_from_proto(error: v1::Error) -> Error {
         message: error.message,
         moved: error.moved.map(moved_from_proto).map(Box::new),
         conflict: error.conflict.map(|conflict| Box::new(conflict_from_proto(*conflict))),
+        overloaded: error.overloaded,
     }
 }
 

@@ -18,7 +18,7 @@ pub use error::{
 pub use reply::{
     add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply,
     outcome_from_reply, put_reply, record_from_proto, record_to_proto, row_from_proto, row_to_proto,
-    write_reply,
+    served_from_proto, served_to_proto, write_reply,
 };
 pub use request::{
     Call, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of,

@@ -7,7 +7,10 @@ use super::error::{error_from_proto, printable, refusal_to_error};
 use crate::codec::keyspace::strip_user;
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
-use crate::types::{BatchResult, Error, NodeId, Outcome, Record, Result, Timestamp, TxnOutcome};
+use crate::types::{
+    BatchResult, Error, NodeId, Outcome, ReadLevel, Record, ReplicaRole, Result, Served, Timestamp,
+    TxnOutcome,
+};
 
 /// A record as a message.
 pub fn record_to_proto(record: Record) -> v1::Record {
@@ -48,15 +51,68 @@ pub fn row_from_proto(row: v1::Row) -> Result<(Bytes, Record)> {
 }
 
 /// The reply of a get.
-pub fn get_reply(record: Option<Record>, served_by: NodeId) -> v1::GetReply {
-    v1::GetReply { record: record.map(record_to_proto), served_by: served_by.0 }
+pub fn get_reply(record: Option<Record>, served: v1::Served) -> v1::GetReply {
+    v1::GetReply { record: record.map(record_to_proto), served: Some(served) }
 }
 
 /// The reply of a get of several keys, in their order.
-pub fn get_many_reply(records: Vec<Option<Record>>, at: Timestamp) -> v1::GetManyReply {
+pub fn get_many_reply(
+    records: Vec<Option<Record>>,
+    at: Timestamp,
+    served: Vec<v1::Served>,
+) -> v1::GetManyReply {
     let records =
         records.into_iter().map(|record| v1::MaybeRecord { record: record.map(record_to_proto) }).collect();
-    v1::GetManyReply { records, at_ts: at.0 }
+    v1::GetManyReply { records, at_ts: at.0, served }
+}
+
+/// Who answered a read, as a message.
+pub fn served_to_proto(served: Served) -> v1::Served {
+    use v1::served::{Level, Role};
+    let role = match served.role {
+        ReplicaRole::Leader => Role::Leader,
+        ReplicaRole::Follower => Role::Follower,
+    };
+    let level = match served.level {
+        ReadLevel::Linearizable => Level::Linearizable,
+        ReadLevel::Snapshot => Level::Snapshot,
+        ReadLevel::Bounded => Level::Bounded,
+    };
+    v1::Served {
+        node: served.node.0,
+        role: role.into(),
+        level: level.into(),
+        at_ts: served.at_ts.0,
+        staleness_ms: u32::try_from(served.staleness_ms).unwrap_or(u32::MAX),
+        asked_leader: served.asked_leader,
+        load: served.load,
+        slow_nodes: Vec::new(),
+    }
+}
+
+/// Who answered a read; `None` where the message does not say.
+pub fn served_from_proto(served: &v1::Served) -> Option<Served> {
+    use v1::served::{Level, Role};
+    let role = match served.role() {
+        Role::Leader => ReplicaRole::Leader,
+        Role::Follower => ReplicaRole::Follower,
+        Role::Unspecified => return None,
+    };
+    let level = match served.level() {
+        Level::Linearizable => ReadLevel::Linearizable,
+        Level::Snapshot => ReadLevel::Snapshot,
+        Level::Bounded => ReadLevel::Bounded,
+        Level::Unspecified => return None,
+    };
+    Some(Served {
+        node: NodeId(served.node),
+        role,
+        level,
+        at_ts: Timestamp(served.at_ts),
+        staleness_ms: served.staleness_ms.into(),
+        asked_leader: served.asked_leader,
+        load: served.load,
+    })
 }
 
 fn unexpected<T>(what: &str, outcome: &Outcome) -> Result<T> {

@@ -7,7 +7,8 @@ use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::validate::{self, CallHeader};
 use crate::types::{
-    Condition, Direction, Error, Expect, KeyRange, Operation, RequestId, Result, Step, Timestamp, TxnPart,
+    Condition, Direction, Error, Expect, KeyRange, Operation, ReadAt, RequestId, Result, Step, Timestamp,
+    TxnPart,
 };
 
 /// Which reply a write wants.
@@ -39,15 +40,15 @@ pub enum Call {
     Get {
         /// The key.
         key: Bytes,
-        /// As of this timestamp; `None` reads the newest.
-        at: Option<Timestamp>,
+        /// What it shall see.
+        at: ReadAt,
     },
     /// Reads several keys at one timestamp.
     GetMany {
         /// The keys.
         keys: Vec<Bytes>,
-        /// As of this timestamp; `None` takes one after the request came.
-        at: Option<Timestamp>,
+        /// What it shall see; the latest is as of a timestamp taken after the request came.
+        at: ReadAt,
     },
     /// Commits a transaction. Its id is `start_ts` and `id_unique`.
     Commit {
@@ -80,8 +81,8 @@ pub struct Scan {
     pub limit_rows: Option<u64>,
     /// Stop before keys and values come to more than this (one row at least); at least 1.
     pub limit_bytes: Option<u64>,
-    /// As of this timestamp; `None` takes one after the request came.
-    pub at: Option<Timestamp>,
+    /// What it shall see; the latest is as of a timestamp taken after the request came.
+    pub at: ReadAt,
 }
 
 /// The header of a request, checked; the default one where the request has none.
@@ -130,12 +131,12 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
         Request::Batch(request) => Call::Write { kind: WriteKind::Batch, operation: batch(request)? },
         Request::Get(get) => {
             validate::key(&get.key)?;
-            Call::Get { key: user_key(&get.key), at: validate::read_timestamp(get.at_ts)? }
+            Call::Get { key: user_key(&get.key), at: validate::read_at(get.at_ts, get.max_staleness_ms)? }
         }
         Request::GetMany(get) => {
             validate::keys(&get.keys)?;
             let keys = get.keys.iter().map(|key| user_key(key)).collect();
-            Call::GetMany { keys, at: validate::read_timestamp(get.at_ts)? }
+            Call::GetMany { keys, at: validate::read_at(get.at_ts, get.max_staleness_ms)? }
         }
         Request::ScanPage(page) => {
             let scan = page.scan.ok_or_else(|| {
@@ -224,7 +225,7 @@ pub fn scan_from_proto(scan: v1::ScanRequest) -> Result<Scan> {
         keys_only: scan.keys_only,
         limit_rows: scan.limit_rows,
         limit_bytes: scan.limit_bytes,
-        at: validate::read_timestamp(scan.at_ts)?,
+        at: validate::read_at(scan.at_ts, scan.max_staleness_ms)?,
     })
 }
 
