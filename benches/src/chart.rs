@@ -1,4 +1,7 @@
 //! The results as a chart: operations a second, a group of bars for each load.
+//!
+//! Reads of one shard are left out: they have several bars a system, and what matters of them is who answered and how
+//! late the last ones were, which the table says.
 
 use std::fmt::Write;
 
@@ -16,8 +19,8 @@ const COLOURS: [(&str, &str); 3] = [("kvorum", "#1f6fb2"), ("etcd", "#d9822b"), 
 /// The chart as an SVG document. The scale is logarithmic, since one client and 256 differ by two orders.
 pub fn svg(results: &Results) -> String {
     let mut groups: Vec<(String, Vec<(&str, f64)>)> = Vec::new();
-    for (operation, clients, system, cell) in results.cells() {
-        let label = format!("{}, {clients} clients", operation.name());
+    for (row, cell) in results.cells().filter(|(row, _)| !row.operation.is_of_one_shard()) {
+        let (label, system) = (format!("{}, {} clients", row.operation.name(), row.clients), row.system);
         match groups.last_mut() {
             Some((last, bars)) if *last == label => bars.push((system, cell.ops_per_s())),
             _ => groups.push((label, vec![(system, cell.ops_per_s())])),

@@ -1,5 +1,7 @@
 //! The load: so many clients, each with one operation under way at a time.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +11,24 @@ use rand::{Rng, RngCore, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::system::System;
+use crate::system::{Level, Reads, System};
 use crate::{KEYS, Result, VALUE_BYTES};
 
 /// Latencies are kept from 1 us to this, with three digits.
 const MAX_LATENCY_US: u64 = 60 * 1_000_000;
 /// Clients that write the keys before the measurement.
 const LOADING_CLIENTS: u64 = 64;
+
+/// A load: so many clients that do this.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// What they do.
+    pub operation: Operation,
+    /// How many they are.
+    pub clients: usize,
+    /// The numbers of the keys that they draw from.
+    pub keys: Range<u64>,
+}
 
 /// What the clients do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,6 +43,14 @@ pub enum Operation {
     TxnTwoShards,
     /// Transactions that read a key and write it, until nobody was in between.
     ReadModifyWrite(Contention),
+    /// Linearizable reads of random keys of one shard.
+    GetOneShard,
+    /// Reads of random keys of one shard that may be a little old.
+    BoundedGetOneShard,
+    /// Linearizable reads of random keys of one shard, to compare with those beside a slow node.
+    GetAllWell,
+    /// Linearizable reads of random keys of one shard, one of whose followers is slow.
+    GetOneSlow,
 }
 
 /// Over how many keys read-modify-writes are spread.
@@ -64,12 +85,26 @@ impl Operation {
             Self::ReadModifyWrite(Contention::Low) => "rmw, 10000 keys",
             Self::ReadModifyWrite(Contention::Medium) => "rmw, 64 keys",
             Self::ReadModifyWrite(Contention::High) => "rmw, 1 key",
+            Self::GetOneShard => "get, one shard",
+            Self::BoundedGetOneShard => "bounded get, one shard",
+            Self::GetAllWell => "get, one shard, all nodes well",
+            Self::GetOneSlow => "get, one shard, one slow node",
         }
     }
 
     /// Whether a call that does nothing tells how much of it the transport takes.
     pub fn has_ceiling(self) -> bool {
         matches!(self, Self::Put | Self::Get)
+    }
+
+    /// Whether it reads keys of one shard only.
+    pub fn is_of_one_shard(self) -> bool {
+        matches!(self, Self::GetOneShard | Self::BoundedGetOneShard | Self::GetAllWell | Self::GetOneSlow)
+    }
+
+    /// Whether it matters to it who answers reads.
+    pub fn has_reads(self) -> bool {
+        matches!(self, Self::Get | Self::ReadModifyWrite(_)) || self.is_of_one_shard()
     }
 }
 
@@ -79,6 +114,8 @@ pub struct Measured {
     pub latencies: Histogram<u64>,
     /// Attempts at the operations that succeeded: more than them where conflicts were retried.
     pub attempts: u64,
+    /// How many reads each node served, where the system tells.
+    pub served: BTreeMap<u64, u64>,
     /// Operations that failed.
     pub errors: u64,
     /// How long it took.
@@ -90,7 +127,8 @@ pub fn histogram() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, MAX_LATENCY_US, 3)?)
 }
 
-fn key(number: u64) -> String {
+/// The key of a number.
+pub fn key(number: u64) -> String {
     format!("bench/{number:012}")
 }
 
@@ -124,18 +162,13 @@ pub async fn write_all_keys(system: &System) -> Result<()> {
     Ok(())
 }
 
-/// Runs `clients` clients for `length`.
-pub async fn measure(
-    system: &System,
-    operation: Operation,
-    clients: usize,
-    length: Duration,
-) -> Result<Measured> {
+/// Runs the load's clients for `length`.
+pub async fn measure(system: &System, load: &Load, length: Duration) -> Result<Measured> {
     let started = Instant::now();
     let until = started + length;
     let mut tasks = JoinSet::new();
-    for client in 0..clients {
-        tasks.spawn(one_client(system.clone(), operation, client, until));
+    for client in 0..load.clients {
+        tasks.spawn(one_client(system.clone(), load.clone(), client, until));
     }
     let mut measured = nothing()?;
     while let Some(joined) = tasks.join_next().await {
@@ -143,27 +176,34 @@ pub async fn measure(
         measured.latencies.add(one.latencies)?;
         measured.attempts += one.attempts;
         measured.errors += one.errors;
+        for (node, reads) in one.served {
+            *measured.served.entry(node).or_default() += reads;
+        }
     }
     measured.took = started.elapsed();
     Ok(measured)
 }
 
 fn nothing() -> Result<Measured> {
-    Ok(Measured { latencies: histogram()?, attempts: 0, errors: 0, took: Duration::ZERO })
+    let (served, took) = (BTreeMap::new(), Duration::ZERO);
+    Ok(Measured { latencies: histogram()?, attempts: 0, served, errors: 0, took })
 }
 
-async fn one_client(system: System, operation: Operation, client: usize, until: Instant) -> Result<Measured> {
+async fn one_client(system: System, load: Load, client: usize, until: Instant) -> Result<Measured> {
     let mut random = SmallRng::seed_from_u64(client as u64);
     let mut measured = nothing()?;
-    loop {
+    for turn in client.. {
         let began = Instant::now();
         if began >= until {
-            return Ok(measured);
+            break;
         }
-        match one_operation(&system, operation, client, &mut random).await {
-            Ok(attempts) => {
-                measured.attempts += u64::from(attempts);
+        match one_operation(&system, &load, client, turn, &mut random).await {
+            Ok(done) => {
+                measured.attempts += u64::from(done.attempts);
                 measured.latencies.saturating_record(began.elapsed().as_micros() as u64);
+                if let Some(node) = done.served_by {
+                    *measured.served.entry(node).or_default() += 1;
+                }
             }
             Err(_) => {
                 measured.errors += 1;
@@ -172,32 +212,52 @@ async fn one_client(system: System, operation: Operation, client: usize, until: 
             }
         }
     }
+    Ok(measured)
 }
 
-/// Does one operation; answers how many attempts it took.
+/// How an operation was done.
+struct Done {
+    attempts: u32,
+    served_by: Option<u64>,
+}
+
+/// Does one operation, the `turn`th of all.
 async fn one_operation(
     system: &System,
-    operation: Operation,
+    load: &Load,
     client: usize,
+    turn: usize,
     random: &mut SmallRng,
-) -> Result<u32> {
-    let number = random.random_range(0..KEYS);
-    match operation {
-        Operation::Put => system.put(client, key(number), value(random)).await.map(|()| 1),
-        Operation::Get => system.get(client, key(number)).await.map(|()| 1),
+) -> Result<Done> {
+    let number = random.random_range(load.keys.clone());
+    let attempts = match load.operation {
+        Operation::Put => system.put(client, key(number), value(random)).await.map(|()| 1)?,
+        Operation::Get | Operation::GetOneShard | Operation::GetAllWell | Operation::GetOneSlow => {
+            return get(system, client, turn, key(number), Level::Linearizable).await;
+        }
+        Operation::BoundedGetOneShard => {
+            return get(system, client, turn, key(number), Level::Bounded).await;
+        }
         // Shards are cut at every tenth key, so that an even key and the next one are of one shard.
         Operation::TxnOneShard => {
             let even = number / 2 * 2;
-            system.put_two(client, [key(even), key(even + 1)], value(random)).await
+            system.put_two(client, [key(even), key(even + 1)], value(random)).await?
         }
         Operation::TxnTwoShards => {
             let other = (number + KEYS / 2) % KEYS;
-            system.put_two(client, [key(number), key(other)], value(random)).await
+            system.put_two(client, [key(number), key(other)], value(random)).await?
         }
         Operation::ReadModifyWrite(contention) => {
             // Spread over all shards.
             let number = random.random_range(0..contention.keys()) * (KEYS / contention.keys());
-            system.read_modify_write(client, key(number), value(random)).await
+            system.read_modify_write(client, key(number), value(random)).await?
         }
-    }
+    };
+    Ok(Done { attempts, served_by: None })
+}
+
+/// Does one read: where the system's reads go round, the client's next one goes to the next node.
+async fn get(system: &System, client: usize, turn: usize, key: String, level: Level) -> Result<Done> {
+    let turn = if system.reads() == Some(Reads::InTurn) { turn } else { client };
+    Ok(Done { attempts: 1, served_by: system.get(turn, key, level).await? })
 }

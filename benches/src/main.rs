@@ -4,30 +4,24 @@
 //! of the machine hits all of them. Run it through `scripts/bench`.
 
 mod chart;
+mod hot;
 mod load;
+mod pauses;
 mod report;
+mod run;
 mod servers;
 mod system;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
-use load::{Contention, Operation};
 use report::Results;
+use run::Extent;
 use servers::Servers;
-use system::System;
-
-/// Numbers of clients to measure with.
-const CLIENTS: [usize; 3] = [1, 64, 256];
-
-/// Numbers of clients of transactions over two keys.
-const TXN_CLIENTS: [usize; 2] = [1, 64];
-
-/// Number of clients of read-modify-writes, at each level of contention.
-const RMW_CLIENTS: usize = 64;
 
 /// Bytes of a value.
 pub const VALUE_BYTES: usize = 256;
@@ -50,7 +44,7 @@ struct Args {
     /// Where results.json and chart.svg go.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One round of two seconds each instead of three of four: about two minutes in all.
+    /// One round of two seconds each instead of three of four: less than three minutes in all.
     #[arg(long)]
     quick: bool,
 }
@@ -59,57 +53,54 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     std::fs::create_dir_all(&args.out)?;
-    let (rounds, length) = if args.quick { (1, Duration::from_secs(2)) } else { (3, Duration::from_secs(4)) };
+    let extent = extent(args.quick);
     let dir = tempfile::Builder::new().prefix("kvorum-bench-").tempdir()?;
     eprintln!("starting three nodes of kvorum and of etcd in {}", dir.path().display());
-    let kvorum_servers = Servers::kvorum(&args.kvorum, &dir.path().join("kvorum")).await?;
-    let etcd_servers = Servers::etcd(&args.etcd, &dir.path().join("etcd")).await?;
-    let kvorum = System::kvorum(&kvorum_servers.endpoints).await?;
-    let etcd = System::etcd(&etcd_servers.endpoints).await?;
-    let ceiling = kvorum.ceiling();
-
-    let mut results = Results::new(&etcd_servers.version, rounds, length);
-    for system in [&kvorum, &etcd] {
-        load::write_all_keys(system).await?;
-    }
-    for round in 1..=rounds {
-        for (operation, clients) in loads() {
-            eprintln!("round {round} of {rounds}: {}, {clients} clients", operation.name());
-            let systems = [(&kvorum, &kvorum_servers), (&etcd, &etcd_servers), (&ceiling, &kvorum_servers)];
-            let count = if operation.has_ceiling() { systems.len() } else { systems.len() - 1 };
-            for (system, servers) in &systems[..count] {
-                let cpu_before = servers.cpu_time()?;
-                let measured = load::measure(system, operation, clients, length).await?;
-                let cpu = servers.cpu_time()?.saturating_sub(cpu_before);
-                results.add(system.name(), operation, clients, &measured, cpu)?;
-            }
-        }
-    }
-    results.peak_memory("kvorum", kvorum_servers.peak_memory_kib()?);
-    results.peak_memory("etcd", etcd_servers.peak_memory_kib()?);
-    kvorum_servers.stop().await?;
-    etcd_servers.stop().await?;
-
-    println!("{}", results.table());
-    let json = args.out.join("results.json");
-    std::fs::write(&json, serde_json::to_vec_pretty(&results.json())?)?;
-    let svg = args.out.join("chart.svg");
-    std::fs::write(&svg, chart::svg(&results))?;
-    println!("written: {} and {}", json.display(), svg.display());
-    Ok(())
+    let kvorum = Servers::kvorum(&args.kvorum, &dir.path().join("kvorum")).await?;
+    let etcd = Servers::etcd(&args.etcd, &dir.path().join("etcd")).await?;
+    let measured = tokio::select! {
+        measured = run::all(&kvorum, &etcd, extent) => measured,
+        stopped = interrupted() => Err(stopped),
+    };
+    // Also after an error, which is told first.
+    let (kvorum, etcd) = (kvorum.stop().await, etcd.stop().await);
+    let results = measured?;
+    kvorum?;
+    etcd?;
+    write(&results, &args.out)
 }
 
-/// What is measured, with how many clients.
-fn loads() -> Vec<(Operation, usize)> {
-    let mut loads = Vec::new();
-    for operation in [Operation::Put, Operation::Get] {
-        loads.extend(CLIENTS.map(|clients| (operation, clients)));
+fn extent(quick: bool) -> Extent {
+    if quick {
+        Extent { rounds: 1, slow_rounds: 1, length: Duration::from_secs(2), with_most_clients: false }
+    } else {
+        Extent { rounds: 3, slow_rounds: 2, length: Duration::from_secs(4), with_most_clients: true }
     }
-    for operation in [Operation::TxnOneShard, Operation::TxnTwoShards] {
-        loads.extend(TXN_CLIENTS.map(|clients| (operation, clients)));
+}
+
+/// Ends when somebody wants the run to end, so that no node is left paused and no server left behind.
+async fn interrupted() -> Box<dyn Error + Send + Sync> {
+    let heard = async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::io::Result::Ok(())
+    };
+    match heard.await {
+        Ok(()) => "stopped by a signal".into(),
+        Err(error) => error.into(),
     }
-    for contention in [Contention::Low, Contention::Medium, Contention::High] {
-        loads.push((Operation::ReadModifyWrite(contention), RMW_CLIENTS));
-    }
-    loads
+}
+
+fn write(results: &Results, out: &Path) -> Result<()> {
+    println!("{}", results.table());
+    let json = out.join("results.json");
+    std::fs::write(&json, serde_json::to_vec_pretty(&results.json())?)?;
+    let svg = out.join("chart.svg");
+    std::fs::write(&svg, chart::svg(results))?;
+    println!("written: {} and {}", json.display(), svg.display());
+    Ok(())
 }

@@ -17,9 +17,11 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Servers {
     /// Where clients connect.
     pub endpoints: Vec<String>,
+    /// The nodes' ids, in the order of the endpoints; none of etcd's.
+    pub ids: Vec<u64>,
     /// What the system says of its version.
     pub version: String,
-    /// The processes that serve.
+    /// The processes that serve, in the same order.
     pids: Vec<u32>,
     /// The processes that were started here: the servers, or their supervisor.
     started: Vec<Child>,
@@ -48,9 +50,10 @@ impl Servers {
         let ready: serde_json::Value = serde_json::from_str(&ready.ok_or("kvorum's cluster ended at once")?)?;
         let nodes = ready["cluster"]["nodes"].as_array().ok_or("the ready event names no nodes")?;
         let endpoints = nodes.iter().filter_map(|node| node["grpc"].as_str()).map(str::to_owned).collect();
+        let ids = nodes.iter().filter_map(|node| node["id"].as_u64()).collect();
         let pids = nodes.iter().filter_map(|node| node["pid"].as_u64()).map(|pid| pid as u32).collect();
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Self { endpoints, version, pids, started: vec![supervisor] })
+        Ok(Self { endpoints, ids, version, pids, started: vec![supervisor] })
     }
 
     /// Starts etcd's members.
@@ -94,7 +97,12 @@ impl Servers {
         tokio::time::timeout(START_PATIENCE, wait_for_leader(clients))
             .await
             .map_err(|_| format!("etcd has no leader after {START_PATIENCE:?}; see {}", dir.display()))?;
-        Ok(Self { endpoints: clients.to_vec(), version, pids, started })
+        Ok(Self { endpoints: clients.to_vec(), ids: Vec::new(), version, pids, started })
+    }
+
+    /// The process of a node.
+    pub fn pid_of(&self, node: u64) -> Option<u32> {
+        self.ids.iter().zip(&self.pids).find(|(id, _)| **id == node).map(|(_, pid)| *pid)
     }
 
     /// User and system time of all servers together, so far.
