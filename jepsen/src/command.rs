@@ -51,8 +51,8 @@ struct Arguments {
     /// How long a client's call may take, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     deadline: u64,
-    /// What reads promise
-    #[arg(long, value_name = "LEVEL", default_value_t)]
+    /// What reads promise, and who answers them: linearizable-leader, linearizable-balanced, snapshot, bounded
+    #[arg(long = "reads", alias = "read-level", value_name = "LEVEL", default_value_t)]
     read_level: ReadLevel,
     /// The kvorum program that nodes run
     #[arg(long, value_name = "FILE", env = "KVORUM_BIN", default_value = "target/debug/kvorum")]
@@ -168,17 +168,27 @@ async fn dispatch(arguments: &Arguments) -> Result<u8> {
             Kind::ALL.map(Kind::name).join("|")
         ))
     })?;
+    if !can_read_so(workload, arguments.read_level) {
+        return Err(Error::Other(format!(
+            "the workload {workload} reads in transactions, at their own timestamps: choose a linearizable level with --reads"
+        )));
+    }
     let run = plan(arguments, &means, workload, seed, directory(arguments, workload.name())?)?;
     let results = one(&run).await?;
     print(&results, &run.directory, arguments.output);
     Ok(run::exit_code(results.valid))
 }
 
+fn can_read_so(workload: Kind, level: ReadLevel) -> bool {
+    level.is_linearizable() || workload.reads_alone()
+}
+
 /// Every workload in turn.
 async fn all(arguments: &Arguments, means: &Means, seed: u64) -> Result<u8> {
     let home = directory(arguments, "all")?;
     let (mut done, mut codes) = (Vec::new(), Vec::new());
-    for (workload, more) in Kind::ALL.into_iter().zip(0..) {
+    let workloads = Kind::ALL.into_iter().filter(|workload| can_read_so(*workload, arguments.read_level));
+    for (workload, more) in workloads.zip(0..) {
         // Each with another seed, so that together they meet every kind of fault.
         let run = plan(arguments, means, workload, seed.wrapping_add(more), home.join(workload.name()))?;
         match one(&run).await {
@@ -304,7 +314,9 @@ fn buggy_run(
     if order.bug != CONTROL.bug {
         arguments.environment.push((BUG_VARIABLE.into(), order.bug.into()));
     }
-    (arguments.seconds, arguments.rate) = (order.seconds, order.rate);
+    arguments.environment.extend(order.environment.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    (arguments.seconds, arguments.rate, arguments.clients) = (order.seconds, order.rate, order.clients);
+    (arguments.nodes, arguments.shards, arguments.deadline) = (order.nodes, order.shards, order.deadline_ms);
     plan(&arguments, means, order.workload, seed, directory)
 }
 

@@ -214,6 +214,8 @@ pub struct Op {
     pub timestamp: Option<u64>,
     /// The node that the client asks first.
     pub node: Option<String>,
+    /// A read that may see the store as it was so long before its invocation, in milliseconds.
+    pub staleness_ms: Option<u64>,
     /// What went wrong, for people.
     pub error: Option<String>,
 }
@@ -231,6 +233,7 @@ impl Op {
             time_ns: 0,
             timestamp: None,
             node: None,
+            staleness_ms: None,
             error: None,
         }
     }
@@ -243,6 +246,11 @@ impl Op {
     /// The same with the node that is asked first.
     pub fn with_node(self, node: impl Into<String>) -> Self {
         Op { node: Some(node.into()), ..self }
+    }
+
+    /// The same, as a read that may be so old.
+    pub fn with_staleness_ms(self, staleness_ms: u64) -> Self {
+        Op { staleness_ms: Some(staleness_ms), ..self }
     }
 
     /// The same with a timestamp of the store.

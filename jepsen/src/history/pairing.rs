@@ -141,6 +141,42 @@ impl History {
         Ok(builder.finish())
     }
 
+    /// The same history for checkers that know of no staleness: a read that may be so old is invoked so much earlier,
+    /// since it may see what was there at any time from then on. It has a process of its own: its process went on with
+    /// other things meanwhile. Indexes stay, so that reports name the entries as they were written.
+    pub fn relaxed(&self) -> History {
+        if self.ops.iter().all(|op| op.staleness_ms.is_none()) {
+            return self.clone();
+        }
+        let mut next_process = self.ops.iter().map(|op| op.process).max().unwrap_or(0);
+        let mut entries: Vec<(u64, usize, Op)> =
+            self.ops.iter().enumerate().map(|(place, op)| (op.time_ns, place, op.clone())).collect();
+        for pair in &self.pairs {
+            let Some(staleness_ms) = self.ops[pair.invoke].staleness_ms else { continue };
+            next_process += 1;
+            let (time_ns, _, invoke) = &mut entries[pair.invoke];
+            *time_ns = time_ns.saturating_sub(staleness_ms.saturating_mul(1_000_000));
+            invoke.process = next_process;
+            if let Some(complete) = pair.complete {
+                entries[complete].2.process = next_process;
+            }
+        }
+        // Of entries at one time the order stays, but an invocation that was moved goes before them.
+        let is_moved = |op: &Op| op.staleness_ms.is_some() && op.kind == Kind::Invoke;
+        entries.sort_by_key(|(time_ns, place, op)| (*time_ns, !is_moved(op), *place));
+        let mut places = vec![0; entries.len()];
+        for (new, (_, old, _)) in entries.iter().enumerate() {
+            places[*old] = new;
+        }
+        let moved = |pair: &Pair| Pair {
+            invoke: places[pair.invoke],
+            complete: pair.complete.map(|complete| places[complete]),
+        };
+        let mut pairs: Vec<Pair> = self.pairs.iter().map(moved).collect();
+        pairs.sort_by_key(|pair| pair.invoke);
+        History { ops: entries.into_iter().map(|(_, _, op)| op).collect(), pairs }
+    }
+
     /// Every entry, in order.
     pub fn ops(&self) -> &[Op] {
         &self.ops
@@ -169,7 +205,9 @@ impl History {
 
     /// The entry with this index.
     pub fn at(&self, index: u64) -> Option<&Op> {
-        self.ops.binary_search_by_key(&index, |op| op.index).ok().map(|place| &self.ops[place])
+        let found = self.ops.binary_search_by_key(&index, |op| op.index).ok().map(|place| &self.ops[place]);
+        // In a relaxed history the indexes do not rise.
+        found.or_else(|| self.ops.iter().find(|op| op.index == index))
     }
 
     /// Whether there are no entries.

@@ -22,6 +22,9 @@ pub fn to_form(op: &Op) -> Form {
     if let Some(node) = &op.node {
         entries.push((Form::keyword("node"), Form::Str(node.clone())));
     }
+    if let Some(staleness_ms) = op.staleness_ms {
+        entries.push((Form::keyword("staleness-ms"), Form::Int(staleness_ms.into())));
+    }
     if let Some(error) = &op.error {
         entries.push((Form::keyword("error"), Form::Str(error.clone())));
     }
@@ -113,6 +116,10 @@ pub fn from_form(form: &Form, index: u64) -> Result<Option<Op>, String> {
         time_ns: form.get("time").map_or(Ok(0), |found| natural("time", Some(found)))?,
         timestamp: form.get("timestamp").map(|found| natural("timestamp", Some(found))).transpose()?,
         node: optional_name("node", form.get("node"))?,
+        staleness_ms: form
+            .get("staleness-ms")
+            .map(|found| natural("staleness-ms", Some(found)))
+            .transpose()?,
         error: form.get("error").map(text_of),
     }))
 }

@@ -19,7 +19,7 @@ fn samples() -> Vec<Op> {
         Op::invoke(1, F::Write, Value::Int(i64::MAX)).with_key("\"quoted\\\n\u{1}é"),
         Op::invoke(2, F::Cas, Value::Cas { old: None, new: 4 }).with_key("17"),
         Op::invoke(3, F::Cas, Value::Cas { old: Some(-1), new: 4 }),
-        Op::invoke(4, F::Read, Value::List(vec![3, 1, 2])),
+        Op::invoke(4, F::Read, Value::List(vec![3, 1, 2])).with_staleness_ms(1500),
         Op::invoke(5, F::Add, Value::Int(9)),
         Op::invoke(6, F::Write, Value::Balances(balances)),
         Op::invoke(7, F::Transfer, Value::Transfer { from: "a".into(), to: "b c".into(), amount: 3 }),

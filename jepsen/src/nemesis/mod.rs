@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use perform::{Happened, Stage, perform};
+pub use perform::{Happened, Stage, came_too_late, perform};
 pub use plan::{Action, Fault, How, Plan, Victim, schedule};
 
 use crate::hosts::Means;

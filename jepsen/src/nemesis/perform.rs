@@ -133,6 +133,14 @@ async fn act(
     }
 }
 
+const NOBODY_LED: &str = "nobody led at that time";
+const WAS_DOWN: &str = " was down";
+
+/// Whether this is what a fault says that had nobody to strike, since other faults had struck first.
+pub fn came_too_late(why: &str) -> bool {
+    why == NOBODY_LED || why.ends_with(WAS_DOWN)
+}
+
 /// Who that is now. Nobody may lead for a moment, so for a part of the fault's time it is asked again.
 ///
 /// # Errors
@@ -148,7 +156,7 @@ pub(super) async fn find(stage: &Stage, victim: Victim, until: tokio::time::Inst
         match found {
             Some(node) => return Ok(node),
             None if tokio::time::Instant::now() >= give_up_at => {
-                return Err(Error::Other("nobody led at that time".into()));
+                return Err(Error::Other(NOBODY_LED.into()));
             }
             None => sleep(FIND_EVERY).await,
         }

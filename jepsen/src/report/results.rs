@@ -281,7 +281,7 @@ pub(crate) mod tests {
                 seed: 1,
                 shards: 4,
                 deadline_ms: 1000,
-                read_level: ReadLevel::Linearizable,
+                read_level: ReadLevel::LinearizableBalanced,
                 server: "kvorum".into(),
                 environment: vec![],
             },

@@ -25,6 +25,16 @@ pub struct Order {
     pub seconds: u64,
     /// Requests a second.
     pub rate: u32,
+    /// How many clients work at a time.
+    pub clients: u64,
+    /// How many nodes there are.
+    pub nodes: u64,
+    /// How many shards keys are spread over.
+    pub shards: u32,
+    /// How long a client's call may take, in milliseconds.
+    pub deadline_ms: u64,
+    /// What the nodes have in their environment besides the bug's name. The control has it too.
+    pub environment: Option<(&'static str, &'static str)>,
     /// The anomalies that show it: what else may be wrong with a run does not count.
     pub shown_by: &'static [&'static str],
 }
@@ -37,15 +47,36 @@ impl Order {
     }
 }
 
+/// What most orders have in common.
+const USUAL: Order = Order {
+    bug: "",
+    about: "",
+    workload: Kind::Append,
+    nemeses: "none",
+    seconds: 20,
+    rate: 200,
+    clients: 10,
+    nodes: 3,
+    shards: 4,
+    deadline_ms: 4_000,
+    environment: None,
+    shown_by: &[],
+};
+
+/// Five in a hundred coordinators wait for four and a half seconds before they lock the primary key. Others take locks
+/// for left behind after three.
+const HELD_UP: Option<(&str, &str)> = Some(("KVORUM_DELAY", "primary-prepare:4500:5"));
+
 /// The run of the same server without any bug, which must be valid.
 pub const CONTROL: Order = Order {
     bug: "none (control)",
     about: "nothing is wrong: the run must be valid",
-    workload: Kind::Append,
+    workload: Kind::Counter,
     nemeses: "kill,pause",
-    seconds: 20,
-    rate: 200,
-    shown_by: &[],
+    clients: 30,
+    deadline_ms: 20_000,
+    environment: HELD_UP,
+    ..USUAL
 };
 
 /// What a lost or torn transaction on lists shows as.
@@ -72,9 +103,9 @@ pub const ORDERS: [Order; 6] = [
         about: "writes are acknowledged before they are synced",
         workload: Kind::Set,
         nemeses: "power",
-        seconds: 20,
         rate: 300,
         shown_by: &["lost-element", "stale-read"],
+        ..USUAL
     },
     Order {
         bug: "LeaseReadWithoutGuards",
@@ -82,35 +113,39 @@ pub const ORDERS: [Order; 6] = [
         workload: Kind::Register,
         nemeses: "partition-leader,lease-hole",
         seconds: 30,
-        rate: 200,
         shown_by: &["nonlinearizable"],
+        ..USUAL
     },
     Order {
         bug: "FollowerReadWithoutReadIndex",
         about: "a follower answers reads from what it has applied",
         workload: Kind::Register,
         nemeses: "partition-halves",
-        seconds: 20,
-        rate: 200,
         shown_by: &["nonlinearizable"],
+        ..USUAL
     },
+    // Coordinators stand still for moments after they have locked what they read, and whoever writes there does not wait.
     Order {
         bug: "ReadLocksIgnored",
         about: "a write does not mind the locks of those who read its key",
-        workload: Kind::WriteSkew,
-        nemeses: "none",
-        seconds: 20,
+        seconds: 30,
         rate: 400,
-        shown_by: &["write-skew", "lost-update", "G2-item", "G2-item-realtime"],
+        clients: 30,
+        environment: Some(("KVORUM_DELAY", "primary-prepare:300:20")),
+        shown_by: TORN_LISTS,
+        ..USUAL
     },
+    // A coordinator stands still between two messages, as a paused process may, until others recover its locks.
     Order {
         bug: "MissingIsAborted",
         about: "a transaction whose record is missing is taken for aborted",
-        workload: Kind::Append,
-        nemeses: "pause,target-coordinator",
-        seconds: 40,
-        rate: 200,
-        shown_by: TORN_LISTS,
+        workload: Kind::Counter,
+        seconds: 30,
+        clients: 30,
+        deadline_ms: 20_000,
+        environment: HELD_UP,
+        shown_by: &["out-of-bounds"],
+        ..USUAL
     },
     Order {
         bug: "RetryAppliedTwice",
@@ -118,8 +153,8 @@ pub const ORDERS: [Order; 6] = [
         workload: Kind::Counter,
         nemeses: "kill,pause,partition",
         seconds: 40,
-        rate: 200,
         shown_by: &["out-of-bounds"],
+        ..USUAL
     },
 ];
 

@@ -65,6 +65,7 @@ struct Worker {
     /// The node that the client asks first.
     node: usize,
     renew_at: Instant,
+    level: ReadLevel,
 }
 
 impl Load {
@@ -227,6 +228,7 @@ impl Worker {
             client: None,
             node: 0,
             renew_at: Instant::now(),
+            level: inner.level,
         }
     }
 
@@ -247,6 +249,10 @@ impl Worker {
 
     /// Makes a read until it succeeds, within limits. Returns what was tried where it did not.
     async fn insist(&mut self, request: &Request, until: Instant) -> Result<Option<Missing>> {
+        // What everything comes to in the end has to be seen, not what it was some time ago.
+        if !self.level.is_linearizable() {
+            self.level = ReadLevel::LinearizableBalanced;
+        }
         let began = Instant::now();
         let mut missing = Missing { tries: 0, tried_for: Duration::ZERO, why: String::new() };
         while missing.tries < CLOSING_ATTEMPTS && Instant::now() < until {
@@ -266,13 +272,15 @@ impl Worker {
     /// Makes a request and writes it down.
     async fn make(&mut self, request: &Request) -> Result<Outcome> {
         let client = self.connected().await?;
+        let level = self.level;
         let invoke = Op {
             key: request.key.clone(),
+            staleness_ms: level.staleness_ms(request),
             node: Some(format!("n{}", self.node + 1)),
             ..Op::invoke(self.process, request.f, request.value.clone())
         };
         let began = self.inner.recorder.record(invoke.clone()).map_err(unwritten)?;
-        let performed = self.inner.workload.perform(&client, request, self.inner.level);
+        let performed = self.inner.workload.perform(&client, request, level);
         let outcome = match tokio::time::timeout(self.inner.deadline + GRACE, performed).await {
             Ok(outcome) => outcome,
             Err(_) => Outcome::given_up(request, "no answer long after the deadline"),
@@ -302,7 +310,9 @@ impl Worker {
             (Ok(client), _) => {
                 self.renew_at = Instant::now() + self.connections.random_range(KEPT.0..KEPT.1);
                 self.node = first;
-                Ok(self.client.insert(client.with_deadline(self.inner.deadline)).clone())
+                let client =
+                    client.with_deadline(self.inner.deadline).with_read_policy(self.inner.level.policy());
+                Ok(self.client.insert(client).clone())
             }
             // Better than none: it may reach what it knows.
             (Err(_), Some(client)) => Ok(client.clone()),

@@ -10,6 +10,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::{number, one_by_one};
+use super::reading::get_many;
 use super::{Outcome, ReadLevel, Request, Workload, placed};
 use crate::history::{F, Value};
 
@@ -45,13 +46,13 @@ impl Workload for Bank {
         &'a self,
         client: &'a Client,
         request: &'a Request,
-        _: ReadLevel,
+        level: ReadLevel,
     ) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
             let done = match &request.value {
                 Value::Balances(balances) => open(client, balances).await,
                 Value::Transfer { from, to, amount } => transfer(client, from, to, *amount).await,
-                _ => read(client).await,
+                _ => read(client, level).await,
             };
             match done {
                 Err(error) if error.kind == ErrorKind::Invalid && error.message == POOR => {
@@ -123,10 +124,14 @@ fn balance(record: Option<&Option<Record>>) -> Result<i64, Error> {
     }
 }
 
-async fn read(client: &Client) -> Answer {
+async fn read(client: &Client, level: ReadLevel) -> Answer {
     let keys: Vec<String> = accounts().map(|account| placed(&account)).collect();
     let keys = &keys;
     let (records, at) = match rand::random_range(0..3) {
+        _ if !level.is_linearizable() => {
+            let values = get_many(client, keys, level.read_at(client).await?).await?;
+            (values.records, values.at_ts)
+        }
         0 => {
             let values = client.get_many(keys).await?;
             (values.records, values.at_ts)

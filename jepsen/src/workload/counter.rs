@@ -1,12 +1,14 @@
 //! Counters: additions, alone or in a transaction, and reads.
 
 use futures::future::BoxFuture;
+use kvorum::client::{Record, Txn};
 use kvorum::{Client, Error};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
+use super::reading::get_many;
 use super::{Outcome, ReadLevel, Request, Workload, placed};
 use crate::history::{F, Value};
 
@@ -44,13 +46,13 @@ impl Workload for Counters {
         &'a self,
         client: &'a Client,
         request: &'a Request,
-        _: ReadLevel,
+        level: ReadLevel,
     ) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
-            let stored = placed(request.key.as_deref().unwrap_or_default());
+            let counter = request.key.as_deref().unwrap_or_default();
             let done = match request.value {
-                Value::Int(delta) => add(client, &stored, delta).await,
-                _ => read(client, &stored).await,
+                Value::Int(delta) => add(client, counter, delta).await,
+                _ => read(client, counter, level).await,
             };
             Outcome::of(request, done)
         })
@@ -70,17 +72,30 @@ fn counter(number: u32) -> String {
     format!("c{number}")
 }
 
-async fn add(client: &Client, stored: &str, delta: i64) -> Result<(Value, Option<u64>), Error> {
-    // Small ones go alone, large ones in a transaction: both ways count once.
+/// A counter is the sum of two, which mostly lie in different shards.
+fn halves(counter: &str) -> [String; 2] {
+    [placed(counter), placed(&format!("{counter}.more"))]
+}
+
+async fn add(client: &Client, counter: &str, delta: i64) -> Result<(Value, Option<u64>), Error> {
+    let [first, second] = &halves(counter);
+    // Small ones go alone, large ones as two parts in a transaction that reads nothing: both ways count once.
     let commit_ts = match delta > LARGEST / 2 {
-        false => client.add(stored, delta).await?.commit_ts,
-        true => client.transact(|txn| async move { txn.add(stored, delta) }).await?.commit_ts,
+        false => client.add(first, delta).await?.commit_ts,
+        true => {
+            let parts = |txn: Txn| async move {
+                txn.add(first, delta / 2)?;
+                txn.add(second, delta - delta / 2)
+            };
+            client.transact(parts).await?.commit_ts
+        }
     };
     Ok((Value::Int(delta), Some(commit_ts.0)))
 }
 
-async fn read(client: &Client, stored: &str) -> Result<(Value, Option<u64>), Error> {
-    let held = client.get(stored).await?;
-    let value = held.map_or(Ok(0), |record| number(&record.value))?;
-    Ok((Value::Int(value), None))
+async fn read(client: &Client, counter: &str, level: ReadLevel) -> Result<(Value, Option<u64>), Error> {
+    let held = get_many(client, &halves(counter), level.read_at(client).await?).await?;
+    let value = |record: Option<Record>| record.map_or(Ok(0), |record| number(&record.value));
+    let values = held.records.into_iter().map(value).collect::<Result<Vec<i64>, Error>>()?;
+    Ok((Value::Int(values.iter().sum()), Some(held.at_ts.0)))
 }

@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
 use super::outcome::{number, one_by_one};
+use super::reading::get_many;
 use super::{Outcome, ReadLevel, Request, Workload, placed};
 use crate::history::{F, MicroOp, Seen, Value};
 
@@ -73,9 +74,9 @@ impl Workload for LongFork {
         &'a self,
         client: &'a Client,
         request: &'a Request,
-        _: ReadLevel,
+        level: ReadLevel,
     ) -> BoxFuture<'a, Outcome> {
-        Box::pin(async move { Outcome::of(request, perform(client, request).await) })
+        Box::pin(async move { Outcome::of(request, perform(client, request, level).await) })
     }
 
     fn closing(&self) -> Vec<Request> {
@@ -96,7 +97,11 @@ fn read_all(group: u32, members: &[usize]) -> Request {
     Request::whole(F::Txn, Value::Txn(steps))
 }
 
-async fn perform(client: &Client, request: &Request) -> Result<(Value, Option<u64>), Error> {
+async fn perform(
+    client: &Client,
+    request: &Request,
+    level: ReadLevel,
+) -> Result<(Value, Option<u64>), Error> {
     let Value::Txn(steps) = &request.value else {
         return Err(Error::invalid(format!("{:?} is no transaction", request.value)));
     };
@@ -106,8 +111,8 @@ async fn perform(client: &Client, request: &Request) -> Result<(Value, Option<u6
     }
     let keys: Vec<String> = steps.iter().map(|step| placed(step.key())).collect();
     // All keys in one question, or one after the other in a transaction: both are of one instant.
-    let (records, at) = if rand::random() {
-        let values = client.get_many(&keys).await?;
+    let (records, at) = if !level.is_linearizable() || rand::random() {
+        let values = get_many(client, &keys, level.read_at(client).await?).await?;
         (values.records, values.at_ts)
     } else {
         one_by_one(client, &keys).await?

@@ -11,6 +11,7 @@ mod keys;
 mod long_fork;
 mod monotonic;
 mod outcome;
+mod reading;
 mod register;
 mod set;
 mod write_skew;
@@ -25,45 +26,9 @@ use serde::{Deserialize, Serialize};
 
 pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
+pub use reading::ReadLevel;
 
 use crate::history::{F, MicroOp, Value};
-
-/// What reads promise. More levels come with the store's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReadLevel {
-    /// Every read sees every write that was acknowledged before it began, as the leader of its shard has it.
-    #[default]
-    Linearizable,
-}
-
-impl ReadLevel {
-    /// Every level.
-    pub const ALL: [Self; 1] = [Self::Linearizable];
-
-    /// Its name on the command line and in results.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Linearizable => "linearizable",
-        }
-    }
-}
-
-impl fmt::Display for ReadLevel {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.name())
-    }
-}
-
-impl FromStr for ReadLevel {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = Self::ALL.map(Self::name).join(", ");
-        let found = Self::ALL.into_iter().find(|level| level.name() == name);
-        found.ok_or_else(|| format!("there is no read level {name:?}; there are: {known}"))
-    }
-}
 
 /// What a client asks for: an operation of the history before it has a process and a time.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,6 +120,11 @@ impl Kind {
         Self::WriteSkew,
         Self::Monotonic,
     ];
+
+    /// Whether it reads outside transactions, so that its reads can be of every level.
+    pub const fn reads_alone(self) -> bool {
+        matches!(self, Self::Register | Self::Set | Self::Counter | Self::Bank | Self::LongFork)
+    }
 
     /// Its name on the command line and in results.
     pub const fn name(self) -> &'static str {

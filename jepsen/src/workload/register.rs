@@ -72,12 +72,12 @@ impl Workload for Register {
         &'a self,
         client: &'a Client,
         request: &'a Request,
-        _: ReadLevel,
+        level: ReadLevel,
     ) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
             let key = request.key.as_deref().unwrap_or_default();
             let note = |value| self.state.lock().seen.insert(key.to_owned(), value);
-            let outcome = match perform(client, request, &placed(key)).await {
+            let outcome = match perform(client, request, &placed(key), level).await {
                 Ok(outcome) => outcome,
                 Err(error) => Outcome::of_error(request, &error),
             };
@@ -106,10 +106,15 @@ fn register(number: u32) -> String {
 }
 
 /// Makes a request about the register that is stored under `stored`.
-async fn perform(client: &Client, request: &Request, stored: &str) -> Result<Outcome, Error> {
+async fn perform(
+    client: &Client,
+    request: &Request,
+    stored: &str,
+    level: ReadLevel,
+) -> Result<Outcome, Error> {
     match &request.value {
         Value::Nil => {
-            let record = client.get(stored).await?;
+            let record = client.read(stored, level.read_at(client).await?).await?.record;
             let value = record.map(|record| number(&record.value)).transpose()?;
             Ok(Outcome::Ok(Value::register(value), None))
         }

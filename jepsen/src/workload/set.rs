@@ -8,6 +8,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
+use super::reading::scan_all;
 use super::{Outcome, ReadLevel, Request, Workload};
 use crate::history::{F, Value};
 
@@ -46,13 +47,14 @@ impl Workload for Sets {
         &'a self,
         client: &'a Client,
         request: &'a Request,
-        _: ReadLevel,
+        level: ReadLevel,
     ) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
             let set = request.key.as_deref().unwrap_or_default();
             let done = match request.value {
                 Value::Int(element) => add(client, set, element).await,
-                _ => scan(client, set).await,
+                _ if level.is_linearizable() => scan(client, set).await,
+                _ => scan_alone(client, set, level).await,
             };
             Outcome::of(request, done)
         })
@@ -78,6 +80,17 @@ fn stored(set: &str, element: i64) -> String {
 async fn add(client: &Client, set: &str, element: i64) -> Result<(Value, Option<u64>), Error> {
     let written = client.put(stored(set, element), element.to_string()).await?;
     Ok((Value::Int(element), Some(written.commit_ts.0)))
+}
+
+/// One scan over all shards: outside a transaction, several scans would be of several instants. What is found of other
+/// sets is left out.
+async fn scan_alone(client: &Client, set: &str, level: ReadLevel) -> Result<(Value, Option<u64>), Error> {
+    let (rows, at) = scan_all(client, level.read_at(client).await?).await?;
+    let part = format!("/{set}/");
+    let found = rows.into_iter().filter(|(key, _)| key.contains(&part));
+    let mut elements = found.map(|(_, record)| number(&record.value)).collect::<Result<Vec<_>, _>>()?;
+    elements.sort_unstable();
+    Ok((Value::List(elements), at.map(|at| at.0)))
 }
 
 async fn scan(client: &Client, set: &str) -> Result<(Value, Option<u64>), Error> {
