@@ -192,7 +192,7 @@ mod tests {
         }
         assert!(words.asked.len() <= MOST_REMEMBERED + 1);
         let now = start + ms(last * 200);
-        for back in [0, 1, 7, 100, 1000, 3000] {
+        for back in [0, 1, 7, 100, 1000, 2900] {
             let at = (last - back) * 200;
             let age = words.age(ts(at), now, ms(10_000_000)).expect("remembered");
             let real = ms(back * 200);
