@@ -1,5 +1,6 @@
 //! Floor 0: the words everything else is written in. Imports no other module of the crate.
 
+mod change;
 mod command;
 mod descriptor;
 mod error;
@@ -11,6 +12,7 @@ mod record;
 mod timestamp;
 mod txn;
 
+pub use change::{Before, Change, Changes};
 pub use command::{BatchResult, Condition, Expect, Operation, Outcome, Refusal, RequestId, Step};
 pub use descriptor::{Epoch, NodeRecord, ShardDescriptor};
 pub use error::{Conflict, ConflictReason, Error, ErrorKind, LeaderHint, Moved, Result};
