@@ -15,6 +15,8 @@ pub mod codec;
 pub mod rpc;
 pub mod types;
 
+#[cfg(feature = "client")]
+pub mod changelog;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "client")]

@@ -1,0 +1,3 @@
+//! Tests of the changelog: cursors.
+
+mod cursors;
