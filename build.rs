@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = ["kvorum/v1/kv.proto", "kvorum/v1/cluster.proto", "kvorum/internal/v1/node.proto"];
+    let protos = [
+        "kvorum/v1/kv.proto",
+        "kvorum/v1/changelog.proto",
+        "kvorum/v1/cluster.proto",
+        "kvorum/internal/v1/node.proto",
+    ];
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(protos, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -8,6 +8,7 @@ mod cas;
 mod checksum;
 mod cluster;
 mod completion;
+mod consumer;
 mod context;
 mod delete;
 mod export;
@@ -29,6 +30,7 @@ mod supervise;
 mod timestamp;
 mod txn;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -52,6 +54,7 @@ Examples:
   kvorum get user/1
   kvorum scan --prefix user/ --limit 10
   printf 'add a -5\nadd b 5\n' | kvorum txn -       over any shards, as a whole or not at all
+  kvorum watch --prefix user/ --since scan           what is there, then every change
   kvorum --endpoints 10.0.0.1:7400,10.0.0.2:7400 status
 
 Exit codes:
@@ -88,6 +91,10 @@ enum Command {
     Cas(cas::Args),
     /// Add to a counter.
     Add(add::Args),
+    /// Follow what is committed: every transaction, whole and in order.
+    Watch(watch::Args),
+    /// The named consumers of the changelog, and how far behind each is.
+    Consumer(consumer::Args),
     /// Run a small script as one transaction, over any keys and shards.
     Txn(txn::Args),
     /// Print a fresh timestamp, to read several things as of one instant.
@@ -162,6 +169,8 @@ async fn run(command: Command, context: &Context) -> Result<Done, Failure> {
         Command::Scan(args) => scan::run(context, args).await,
         Command::Cas(args) => cas::run(context, args).await,
         Command::Add(args) => add::run(context, args).await,
+        Command::Watch(args) => watch::run(context, args).await,
+        Command::Consumer(args) => consumer::run(context, args).await,
         Command::Txn(args) => txn::run(context, args).await,
         Command::Timestamp(args) => timestamp::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,

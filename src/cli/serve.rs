@@ -15,13 +15,15 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, check_address};
 use super::failure::{Done, Failure, file_error};
 use crate::gateway::{self, StatusSource};
-use crate::node::{Node, NodeConfig};
+use crate::node::{ChangelogRetention, Node, NodeConfig};
 use crate::rpc::v1::GetStatusReply;
 use crate::{Error, Result};
 
 const DEFAULT_DATA: &str = "./kvorum-data";
 const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 const DEFAULT_HTTP: &str = "127.0.0.1:7480";
+/// The shortest time that the changelog may be kept for.
+const MIN_RETENTION: Duration = Duration::from_secs(1);
 /// How often the metrics recorder tidies its histograms.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -33,7 +35,8 @@ Examples:
                                                     one of three; then run `kvorum cluster init` once
 
 A flag beats the environment (KVORUM_DATA, KVORUM_LISTEN, …), which beats the configuration file, which beats
-the default. The file is TOML with the flags' names as keys: data, listen, advertise, http, join, zone.
+the default. The file is TOML with the flags' names as keys, with _ for -: data, listen, advertise, http, join, zone,
+changelog_retention, changelog_mib.
 
 SIGTERM and Ctrl-C stop the node cleanly. A node whose disk refuses a write (it is full, say) ends with exit code 3:
 make room and start it again, or let a supervisor do so.";
@@ -59,6 +62,13 @@ pub struct Args {
     /// The failure domain the node is in.
     #[arg(long, env = "KVORUM_ZONE", value_name = "NAME")]
     zone: Option<String>,
+    /// How long changes can be followed, and old versions read; what transactions may need, ten minutes, is kept in any
+    /// case. [default: 1h]
+    #[arg(long, env = "KVORUM_CHANGELOG_RETENTION", value_name = "TIME", value_parser = humantime::parse_duration)]
+    changelog_retention: Option<Duration>,
+    /// How many MiB of changes a shard keeps to be followed, at most. [default: 1024]
+    #[arg(long, env = "KVORUM_CHANGELOG_MIB", value_name = "MIB")]
+    changelog_mib: Option<u64>,
     /// Read settings from a TOML file.
     #[arg(long, env = "KVORUM_CONFIG", value_name = "FILE.toml")]
     config: Option<PathBuf>,
@@ -77,6 +87,9 @@ struct File {
     http: Option<String>,
     join: Option<Vec<String>>,
     zone: Option<String>,
+    #[serde(default, deserialize_with = "duration")]
+    changelog_retention: Option<Duration>,
+    changelog_mib: Option<u64>,
 }
 
 /// The settings after flags, environment, file and defaults.
@@ -88,12 +101,15 @@ struct Settings {
     http: Option<String>,
     join: Vec<String>,
     zone: String,
+    changelog: ChangelogRetention,
 }
 
 impl Settings {
     fn new(args: &Args, file: File) -> Result<Self> {
         let either = |flag: &Option<String>, file: Option<String>| flag.clone().or(file);
         let http = either(&args.http, file.http).unwrap_or_else(|| DEFAULT_HTTP.to_owned());
+        let default = ChangelogRetention::default();
+        let mib = args.changelog_mib.or(file.changelog_mib);
         let settings = Self {
             data: args.data.clone().or(file.data).unwrap_or_else(|| DEFAULT_DATA.into()),
             listen: either(&args.listen, file.listen).unwrap_or_else(|| DEFAULT_LISTEN.to_owned()),
@@ -101,6 +117,10 @@ impl Settings {
             http: (http != "none" && !http.is_empty()).then_some(http),
             join: args.join.clone().or(file.join).unwrap_or_default(),
             zone: either(&args.zone, file.zone).unwrap_or_default(),
+            changelog: ChangelogRetention {
+                time: args.changelog_retention.or(file.changelog_retention).unwrap_or(default.time),
+                size_bytes: mib.map_or(default.size_bytes, |mib| mib.saturating_mul(1024 * 1024)),
+            },
         };
         settings.check()?;
         Ok(settings)
@@ -109,6 +129,7 @@ impl Settings {
     fn check(&self) -> Result<()> {
         check_address(&self.listen, "--listen")?;
         self.advertise.iter().try_for_each(|address| check_address(address, "--advertise"))?;
+        check_retention(self.changelog)?;
         self.http.iter().try_for_each(|address| check_address(address, "--http"))?;
         self.join.iter().try_for_each(|address| check_address(address, "--join"))
     }
@@ -120,9 +141,32 @@ impl Settings {
             http_addr,
             join: self.join,
             zone: self.zone,
+            changelog: self.changelog,
             ..NodeConfig::new(self.data)
         }
     }
+}
+
+fn check_retention(changelog: ChangelogRetention) -> Result<()> {
+    if changelog.time < MIN_RETENTION {
+        return Err(Error::invalid(format!(
+            "the changelog's retention is {}, under the least of {}: nobody could follow it",
+            humantime::format_duration(changelog.time),
+            humantime::format_duration(MIN_RETENTION)
+        )));
+    }
+    if changelog.size_bytes == 0 {
+        return Err(Error::invalid(
+            "the changelog may keep 0 MiB, so that nobody could follow it: give at least 1",
+        ));
+    }
+    Ok(())
+}
+
+/// A time as people write it, such as `90m`.
+fn duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn read_file(path: &Path) -> Result<File, Failure> {
@@ -305,6 +349,8 @@ mod tests {
             http: None,
             join: None,
             zone: None,
+            changelog_retention: None,
+            changelog_mib: None,
             config: None,
             stop_on_stdin_eof: false,
         }
@@ -322,6 +368,13 @@ mod tests {
     #[test]
     fn unknown_keys_and_wrong_addresses_are_refused() {
         toml::from_str::<File>("lisen = \"a:1\"").expect_err("misspelt");
+        toml::from_str::<File>("changelog_retention = \"soon\"").expect_err("no time");
+        for (file, wrong) in
+            [("changelog_retention = \"10ms\"", "under the least"), ("changelog_mib = 0", "0 MiB")]
+        {
+            let file = toml::from_str(file).expect("valid");
+            assert!(Settings::new(&args(), file).expect_err("refused").message.contains(wrong));
+        }
         let flags = Args { join: Some(vec!["nowhere".to_owned()]), ..args() };
         assert!(Settings::new(&flags, File::default()).expect_err("no port").message.contains("--join"));
     }

@@ -209,6 +209,9 @@ impl World {
                 self.timestamps += 1;
                 Reply::Timestamp(v1::TimestampReply { ts: self.next_ts().0 })
             }
+            Call::ChangesPage(_) | Call::Consumer(_) => {
+                return Err(Error::invalid("this cluster keeps no changelog"));
+            }
             Call::Empty => Reply::Empty(v1::EmptyReply {}),
         })
     }

@@ -32,7 +32,7 @@ impl Client {
         let place = Place::Key(&key);
         match (&request, id) {
             (Request::Get(_), _) => {
-                let read = Some(Reading { policy: self.policy, prefer: None, route: None });
+                let read = Some(Reading { policy: self.policy, prefer: None, route: None, waits: false });
                 self.ask(Asked { place, build: &build, fresh: false, read }).await
             }
             (_, Some(id)) => {
@@ -64,6 +64,8 @@ fn routing_key(request: &Request) -> Option<Bytes> {
         Request::GetMany(_)
         | Request::ScanPage(_)
         | Request::Commit(_)
+        | Request::ChangesPage(_)
+        | Request::Consumer(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => None,
     }
@@ -96,6 +98,8 @@ fn set_header(request: &mut Request, header: v1::Header) {
         Request::GetMany(_)
         | Request::ScanPage(_)
         | Request::Commit(_)
+        | Request::ChangesPage(_)
+        | Request::Consumer(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => {}
     }

@@ -32,6 +32,7 @@ mod batch;
 mod bounded;
 mod builder;
 mod calls;
+mod changes;
 mod forward;
 mod link;
 mod map;
@@ -53,14 +54,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use crate::changelog::{Cursor, CursorState};
 pub use crate::types::{
-    BatchResult, Conflict, ConflictReason, Expect, ReadAt, ReadLevel, Record, ReplicaRole, Served, Timestamp,
+    BatchResult, Before, Change, Changes, Conflict, ConflictReason, Expect, ReadAt, ReadLevel, Record,
+    ReplicaRole, Served, Timestamp,
 };
 pub use balance::Policy;
 pub use batch::{Batch, BatchOutcome};
 pub use bounded::Bounded;
 pub use builder::Builder;
 pub use calls::{Added, Deleted, Swap, Written};
+pub use changes::{ChangeStream, Consumer, ConsumerStatus, Event, FollowOptions, Followed, Since};
 pub use link::{Dialer, Link, LinkError};
 pub use reads::{Got, Values};
 pub use replicas::HedgeAfter;

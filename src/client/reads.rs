@@ -92,7 +92,7 @@ impl Client {
             let key = key.clone();
             Ok(Request::Get(v1::GetRequest { header: Some(header), key, at_ts, max_staleness_ms }))
         };
-        let read = Some(Reading { policy: self.policy, prefer: None, route });
+        let read = Some(Reading { policy: self.policy, prefer: None, route, waits: false });
         match self.ask(Asked { place: Place::Key(&key), build: &build, fresh: false, read }).await? {
             Reply::Get(reply) => Ok(Got {
                 record: reply.record.map(convert::record_from_proto),
@@ -190,7 +190,7 @@ impl ManyKeys<'_> {
         // A node knows a timestamp that is closed in all of its shards: asked for all, it answers at one instant.
         let one_node = match at {
             ReadAt::Bounded { .. } if groups.len() > 1 => {
-                let reading = Reading { policy, prefer: None, route: None };
+                let reading = Reading { policy, prefer: None, route: None, waits: false };
                 let place = Place::Key(&keys[groups[0][0]]);
                 shared.choose_replica(place, &reading, &[]).map(|chosen| chosen.target.node)
             }
@@ -199,7 +199,7 @@ impl ManyKeys<'_> {
         let mut answers = stream::iter(groups)
             .map(|group| async move {
                 let prefer = found[group[0]].as_ref().and_then(|found| found.by).or(one_node);
-                let reading = Reading { policy, prefer, route: None };
+                let reading = Reading { policy, prefer, route: None, waits: false };
                 let answer = shared.get_group(keys, &group, at, reading, until).await;
                 (group, answer)
             })

@@ -164,6 +164,7 @@ fn verdict(called: &Called) -> Verdict {
         Ok(Reply::Get(get)) => get.served.as_ref(),
         Ok(Reply::GetMany(many)) => many.served.first(),
         Ok(Reply::ScanPage(page)) => page.served.as_ref(),
+        Ok(Reply::ChangesPage(page)) => page.served.as_ref(),
         Ok(Reply::Error(error)) => {
             return match convert::kind_from_name(&error.kind) {
                 Some(ErrorKind::Unavailable) if error.overloaded => Verdict::Bad(FailureKind::Overloaded),
@@ -218,6 +219,9 @@ impl Shared {
         request: Request,
         until: Instant,
     ) -> (Target, Called) {
+        if reading.waits {
+            return (chosen.target.clone(), self.call(&chosen.target, request, until).await);
+        }
         if let Some(probe) = &chosen.probe {
             self.send_probe(probe, request.clone());
         }

@@ -61,6 +61,8 @@ pub(super) struct Reading<'a> {
     pub(super) prefer: Option<NodeId>,
     /// Where to note which nodes were asked, and why.
     pub(super) route: Option<&'a Mutex<Vec<String>>>,
+    /// It waits at the replica for something to happen: how long that takes says nothing about the node.
+    pub(super) waits: bool,
 }
 
 impl Client {
@@ -194,7 +196,7 @@ impl Shared {
         }
     }
 
-    async fn call(&self, target: &Target, request: Request, until: Instant) -> Called {
+    pub(super) async fn call(&self, target: &Target, request: Request, until: Instant) -> Called {
         match timeout_at(until, self.map.link(&target.addr).call(request, until)).await {
             Ok(called) => called,
             Err(_) => Err(LinkError::Unknown("no reply within the deadline".to_owned())),
@@ -323,6 +325,8 @@ pub(super) fn mismatched(reply: &Reply) -> Error {
         Reply::Batch(_) => "a batch's",
         Reply::ScanPage(_) => "a scan page's",
         Reply::Commit(_) => "a commit's",
+        Reply::ChangesPage(_) => "a page of changes'",
+        Reply::Consumer(_) => "a consumer's",
         Reply::Timestamp(_) => "a timestamp's",
         Reply::Empty(_) => "an empty call's",
     };

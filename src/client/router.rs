@@ -170,6 +170,21 @@ impl Router {
         }
     }
 
+    /// A range of users' keys, cut where shards begin and end as far as the map knows them.
+    pub(super) fn pieces(&self, range: &KeyRange) -> Vec<KeyRange> {
+        let internal = user_range(range);
+        let starts = self.routes.iter().map(|route| &route.shard.range.start);
+        let inside = |start: &&Bytes| **start > internal.start && internal.contains(start);
+        let mut pieces = Vec::new();
+        let mut from = internal.start.clone();
+        for start in starts.filter(inside) {
+            pieces.push(KeyRange::new(from, Some(start.clone())));
+            from = start.clone();
+        }
+        pieces.push(KeyRange::new(from, internal.end.clone()));
+        pieces.iter().map(convert::user_part).collect()
+    }
+
     fn route(&self, shard: ShardId) -> Option<&Route> {
         self.routes.iter().find(|route| route.shard.id == shard)
     }

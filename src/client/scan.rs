@@ -300,7 +300,7 @@ impl Cursor {
             Ok(self.request(header, part))
         };
         let place = if self.reverse { Place::Below(self.end.as_deref()) } else { Place::Key(&self.start) };
-        let read = Some(Reading { policy: self.policy, prefer: self.by, route: None });
+        let read = Some(Reading { policy: self.policy, prefer: self.by, route: None, waits: false });
         let asked = Asked { place, build: &build, fresh: self.at == ReadAt::Latest, read };
         let reply = match self.shared.execute(asked, None, until).await? {
             Reply::ScanPage(reply) => reply,

@@ -67,7 +67,8 @@ impl Seen {
             Reply::ScanPage(page) => page.at_ts,
             Reply::Timestamp(timestamp) => timestamp.ts,
             Reply::Get(get) => return self.note(get.record.as_ref().map_or(0, |record| record.commit_ts)),
-            Reply::Error(_) | Reply::Empty(_) => return,
+            Reply::ChangesPage(page) => return self.note(page.through_ts),
+            Reply::Error(_) | Reply::Empty(_) | Reply::Consumer(_) => return,
         };
         if fresh { self.note_fresh(ts) } else { self.note(ts) }
     }

@@ -73,6 +73,18 @@ pub fn shard_records() -> KeyRange {
     KeyRange::prefix(&b"\x00shard/"[..])
 }
 
+/// The system key of a named consumer of the changelog.
+pub fn consumer(name: &str) -> Bytes {
+    let mut key = BytesMut::from(&b"\x00consumer/"[..]);
+    key.put_slice(name.as_bytes());
+    key.freeze()
+}
+
+/// The system keys of all named consumers.
+pub fn consumers() -> KeyRange {
+    KeyRange::prefix(&b"\x00consumer/"[..])
+}
+
 /// The system key of the timestamp ceiling.
 pub const TIMESTAMP_CEILING: &[u8] = b"\x00oracle/ceiling";
 /// The system key of the highest node id given so far.

@@ -42,6 +42,11 @@ impl Drops {
         inner.rules.as_ref().and_then(|rules| rules.begin(family))
     }
 
+    /// Whether nobody keeps rows now.
+    pub(super) fn allowed(&self) -> bool {
+        self.0.lock().keepers == 0
+    }
+
     pub(super) fn keep(&self) -> KeepRows {
         self.0.lock().keepers += 1;
         KeepRows(self.clone())

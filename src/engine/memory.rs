@@ -135,6 +135,14 @@ impl Engine for MemoryEngine {
         self.drops.keep()
     }
 
+    /// As if every row lay in a file of its own.
+    fn drop_files(&self, family: Family, range: &KeyRange) -> Result<()> {
+        if self.drops.allowed() {
+            self.tables.write().table_mut(family).retain(|key, _| !range.contains(key));
+        }
+        Ok(())
+    }
+
     fn compact_all(&self) -> Result<()> {
         let mut tables = self.tables.write();
         for family in Family::ALL {

@@ -48,8 +48,9 @@ impl Family {
     pub const ALL: [Family; 7] =
         [Self::Log, Self::Group, Self::Current, Self::History, Self::Lock, Self::Txn, Self::Changelog];
 
-    /// The families that hold a shard's data, keyed by its keys: what a snapshot carries.
-    pub const SHARD_DATA: [Family; 4] = [Self::Current, Self::History, Self::Lock, Self::Txn];
+    /// The families that hold a shard's data: what a snapshot carries.
+    pub const SHARD_DATA: [Family; 5] =
+        [Self::Current, Self::History, Self::Lock, Self::Txn, Self::Changelog];
 
     /// The family's name on disk.
     pub const fn name(self) -> &'static str {
@@ -142,6 +143,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Keeps every row while the guard is held, but for what rewritings that have begun already drop by the rules of
     /// then. For a view that is read as a whole and at length. Take it before the view.
     fn keep_rows(&self) -> KeepRows;
+
+    /// Drops whole files of rows that all lie in a range, at once; other rows of the range may stay. Like a rule of
+    /// dropping, under views too: none may still ask for a row of the range.
+    fn drop_files(&self, family: Family, range: &KeyRange) -> Result<()>;
 
     /// Rewrites everything, so that rows which may be dropped are. Slow: for tests and by hand.
     fn compact_all(&self) -> Result<()>;

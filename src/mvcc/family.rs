@@ -2,17 +2,18 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::changelog::record;
 use crate::codec::ordered;
 use crate::engine::Family;
-use crate::types::{KeyRange, Timestamp, prefix_end};
+use crate::types::{KeyRange, ShardId, Timestamp, prefix_end};
 
-/// The keys of `family` that belong to a range of internal keys: what a snapshot of the range carries and
-/// what removing it removes.
+/// The keys of `family` that belong to a range of internal keys.
 ///
 /// In `current` rows bear the internal key itself. In `history`, `lock` and `txn` they begin with its
 /// ordered encoding, in which no encoded key is the beginning of another: so whatever follows it, the row
 /// sorts between the encoded ends of a range exactly where its key lies between the ends themselves. The
-/// other families are not keyed by keys of the store: the range is empty.
+/// other families are not keyed by keys of the store: the range is empty. For a shard's changelog see
+/// [`shard_rows`].
 pub fn family_range(family: Family, range: &KeyRange) -> KeyRange {
     match family {
         Family::Current => range.clone(),
@@ -20,6 +21,15 @@ pub fn family_range(family: Family, range: &KeyRange) -> KeyRange {
             KeyRange { start: ordered_key(&range.start), end: range.end.as_ref().map(|end| ordered_key(end)) }
         }
         Family::Log | Family::Group | Family::Changelog => KeyRange::new(Bytes::new(), Some(Bytes::new())),
+    }
+}
+
+/// The keys of `family` that belong to a shard which holds `range`: what a snapshot of it carries and what removing it
+/// removes. The changelog's rows are kept by shard, all others by key.
+pub fn shard_rows(family: Family, shard: ShardId, range: &KeyRange) -> KeyRange {
+    match family {
+        Family::Changelog => record::of_shard(shard),
+        _ => family_range(family, range),
     }
 }
 

@@ -10,12 +10,32 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::family_range;
+use super::shard_rows;
+use crate::changelog::record;
 use crate::engine::{DropRule, DropRules, Family};
 use crate::types::{Error, ErrorKind, KeyRange, Result, ShardId, Timestamp};
 
 /// Whether a row of a shard may be dropped at a safe point: `shard::may_drop`.
 pub type MayDrop = fn(Family, &[u8], &[u8], Timestamp) -> bool;
+
+/// Up to where rows of a shard may be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Floor {
+    /// Of versions, and what belongs to them.
+    pub safe_point: Timestamp,
+    /// Of the changelog; not below the safe point.
+    pub truncated: Timestamp,
+}
+
+impl Floor {
+    /// Up to where rows of a family may be dropped.
+    pub fn of(self, family: Family) -> Timestamp {
+        match family {
+            Family::Changelog => self.truncated,
+            _ => self.safe_point,
+        }
+    }
+}
 
 /// The floors of all replicas on a node. Give it to the engine as its rule of what to drop.
 pub struct Floors {
@@ -25,8 +45,8 @@ pub struct Floors {
 
 #[derive(Default)]
 struct Known {
-    /// Range and durable safe point of each shard that has a replica here.
-    shards: BTreeMap<ShardId, (KeyRange, Timestamp)>,
+    /// Range and durable floor of each shard that has a replica here.
+    shards: BTreeMap<ShardId, (KeyRange, Floor)>,
     /// How many reads are under way at each timestamp.
     reads: BTreeMap<Timestamp, usize>,
 }
@@ -37,10 +57,20 @@ impl Floors {
         Arc::new(Self { may_drop, known: Mutex::new(Known::default()) })
     }
 
-    /// Says how far a shard's safe point is durable here. Call it when a replica has been opened, and again
-    /// once an applied rise of it, or a change of the range, has been synced; never sooner.
-    pub fn publish(&self, shard: ShardId, range: KeyRange, durable_safe_point: Timestamp) {
-        self.known.lock().shards.insert(shard, (range, durable_safe_point));
+    /// Says up to where a shard's rows may be dropped, as is durable here. Call it when a replica has been opened, and
+    /// again once an applied rise of it, or a change of the range, has been synced; never sooner.
+    pub fn publish(&self, shard: ShardId, range: KeyRange, durable: Floor) {
+        self.known.lock().shards.insert(shard, (range, durable));
+    }
+
+    /// The rows of the changelogs of this node's shards that may be dropped now: none that a reader under way needs.
+    pub fn truncated(&self) -> Vec<KeyRange> {
+        let known = self.known.lock();
+        let read = known.first_read();
+        let below = |(shard, (_, floor)): (&ShardId, &(KeyRange, Floor))| {
+            record::between(*shard, Timestamp::ZERO, floor.truncated.min(read))
+        };
+        known.shards.iter().map(below).filter(|range| !range.is_empty()).collect()
     }
 
     /// Drops nothing of a shard any more: its replica is closed, or its rows are being replaced.
@@ -55,7 +85,7 @@ impl Floors {
     /// `TooOld` where rows that it needs may have been dropped already.
     pub fn hold(self: &Arc<Self>, shard: ShardId, at: Timestamp) -> Result<Hold> {
         let mut known = self.known.lock();
-        let floor = known.shards.get(&shard).map_or(Timestamp::ZERO, |(_, safe_point)| *safe_point);
+        let floor = known.shards.get(&shard).map_or(Timestamp::ZERO, |(_, floor)| floor.safe_point);
         if at < floor {
             return Err(Error::new(
                 ErrorKind::TooOld,
@@ -67,6 +97,13 @@ impl Floors {
         }
         *known.reads.entry(at).or_default() += 1;
         Ok(Hold { floors: self.clone(), at })
+    }
+}
+
+impl Known {
+    /// The timestamp of the oldest read under way.
+    fn first_read(&self) -> Timestamp {
+        self.reads.keys().next().copied().unwrap_or(Timestamp::MAX)
     }
 }
 
@@ -91,16 +128,16 @@ impl Drop for Hold {
 impl DropRules for Floors {
     /// A rule stands still: floors only rise, and a read that begins later is not below its shard's.
     fn begin(&self, family: Family) -> Option<DropRule> {
-        if !matches!(family, Family::Current | Family::History | Family::Txn) {
+        if !matches!(family, Family::Current | Family::History | Family::Txn | Family::Changelog) {
             return None;
         }
         let mut floors: Vec<(KeyRange, Timestamp)> = {
             let known = self.known.lock();
-            let read = known.reads.keys().next().copied().unwrap_or(Timestamp::MAX);
-            let floor = |(range, safe_point): &(KeyRange, Timestamp)| {
-                (family_range(family, range), read.min(*safe_point))
+            let read = known.first_read();
+            let floor = |(shard, (range, floor)): (&ShardId, &(KeyRange, Floor))| {
+                (shard_rows(family, *shard, range), read.min(floor.of(family)))
             };
-            known.shards.values().map(floor).filter(|(_, floor)| *floor > Timestamp::ZERO).collect()
+            known.shards.iter().map(floor).filter(|(_, floor)| *floor > Timestamp::ZERO).collect()
         };
         if floors.is_empty() {
             return None;

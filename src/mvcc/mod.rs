@@ -27,9 +27,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use family::family_range;
-pub use floor::{Floors, Hold, MayDrop};
+pub use family::{family_range, shard_rows};
+pub use floor::{Floor, Floors, Hold, MayDrop};
 pub use gc::may_drop_version;
-pub use read::{Examined, at, current, latest, newer_in, scan, written_by};
-pub use row::{Row, Version};
+pub use read::{Examined, at, committed_at, current, latest, newer_in, scan, superseded_at, written_by};
+pub use row::{Row, Version, commit_ts};
 pub use write::{overwrite, write};

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use super::{Row, family::superseded_after, family_range, gc};
+use super::family::{history_key, superseded_after};
+use super::{Row, family_range, gc};
 use crate::bugs::{self, Bug};
 use crate::engine::{Family, Rows, View};
 use crate::types::{Direction, KeyRange, RequestId, Result, Timestamp};
@@ -44,6 +45,24 @@ fn visible(view: &dyn View, key: &[u8], newest: Row, ts: Timestamp) -> Result<Op
         }
     };
     Ok(row.filter(|row| row.version.value.is_some()))
+}
+
+/// The version of `key` that was committed at `commit_ts`, a tombstone too. Of one that was superseded: as long as that
+/// was after the safe point.
+pub fn committed_at(view: &dyn View, key: &[u8], commit_ts: Timestamp) -> Result<Option<Row>> {
+    let Some(newest) = current(view, key, Timestamp::ZERO)? else { return Ok(None) };
+    if newest.version.commit_ts <= commit_ts {
+        return Ok(Some(newest).filter(|row| row.version.commit_ts == commit_ts));
+    }
+    let mut later = view.scan(Family::History, &superseded_after(key, commit_ts), Direction::Forward);
+    let Some(row) = later.next() else { return Ok(None) };
+    Ok(Some(Row::decode(row?.1)?).filter(|row| row.version.commit_ts == commit_ts))
+}
+
+/// The version of `key` that was superseded at `ts`, a tombstone too; `None` where there was none, or it was a tombstone
+/// that may be gone. Right for a `ts` above the safe point.
+pub fn superseded_at(view: &dyn View, key: &[u8], ts: Timestamp) -> Result<Option<Row>> {
+    view.get(Family::History, &history_key(key, ts))?.map(Row::decode).transpose()
 }
 
 /// The version of `key` that the request `id` wrote, if it wrote one (rule R8), the newest being known.

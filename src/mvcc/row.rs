@@ -121,6 +121,21 @@ impl Row {
     }
 }
 
+/// When the version in a row of `current` or `history` was committed. Reads no more than that.
+///
+/// # Errors
+///
+/// `Corrupt` where the format is unknown or the row is malformed.
+pub fn commit_ts(raw: &Bytes) -> Result<Timestamp> {
+    match &raw[..] {
+        [FORMAT, _flags, rest @ ..] if rest.len() >= 8 => {
+            let mut rest = rest;
+            Ok(take_u64(&mut rest).map(Timestamp).unwrap_or_default())
+        }
+        _ => Row::decode(raw.clone()).map(|row| row.version.commit_ts),
+    }
+}
+
 /// When a row's key was removed, if the row is a tombstone. Reads no more than that.
 pub(super) fn tombstone_ts(raw: &[u8]) -> Result<Option<Timestamp>> {
     match raw {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use goldenscript::{ArgumentConsumer, Runner};
 
 use super::Row;
+use crate::changelog::record;
 use crate::engine::{
     Batch, BatchEntry, Durability, Engine, Family, MemoryEngine, RocksEngine, RocksOptions, View,
 };
@@ -137,6 +138,11 @@ pub(crate) fn show_batch(entries: &[BatchEntry]) -> String {
     let mut out = String::new();
     for entry in entries {
         let line = match entry {
+            BatchEntry::Put(Family::Changelog, key, value) => {
+                let (commit_ts, changed) = record::parse_key(key).expect("a row of the changelog");
+                let totals = record::parse_value(value).expect("a row of the changelog");
+                format!("log {} @{commit_ts} row {}", show(&changed), totals.entries)
+            }
             BatchEntry::Put(family, key, value) => {
                 format!("write {} {} = {}", family.name(), show(key), show_stored(*family, value))
             }
@@ -148,10 +154,10 @@ pub(crate) fn show_batch(entries: &[BatchEntry]) -> String {
     out
 }
 
-/// Every row of the shard's data.
+/// Every row of the shard's data but the changelog, which repeats what the others say.
 pub(crate) fn dump(view: &dyn View) -> String {
     let mut out = String::new();
-    for family in Family::SHARD_DATA {
+    for family in Family::SHARD_DATA.into_iter().filter(|family| *family != Family::Changelog) {
         for row in view.scan(family, &KeyRange::all(), Direction::Forward) {
             let (key, value) = row.expect("a row");
             writeln!(out, "{} {} = {}", family.name(), show(&key), show_stored(family, &value))

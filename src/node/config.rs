@@ -1,8 +1,25 @@
 //! What a node is told when it starts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::raft::Timing;
+
+/// How much of the changelog is kept, and with it of old versions. What transactions under way may need is kept in any
+/// case ([`limits::RETENTION_MS`](crate::types::limits::RETENTION_MS)). The leader of a shard goes by its own settings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangelogRetention {
+    /// For how long.
+    pub time: Duration,
+    /// How many bytes of changes in a shard, at most.
+    pub size_bytes: u64,
+}
+
+impl Default for ChangelogRetention {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(3600), size_bytes: 1024 * 1024 * 1024 }
+    }
+}
 
 /// The settings of one node.
 #[derive(Clone, Debug)]
@@ -23,6 +40,8 @@ pub struct NodeConfig {
     pub admission_bytes: usize,
     /// Bytes of the cache of rows read from disk.
     pub block_cache_bytes: usize,
+    /// How much of the changelog is kept.
+    pub changelog: ChangelogRetention,
     /// Heartbeats, elections, log retention.
     pub timing: Timing,
 }
@@ -39,6 +58,7 @@ impl NodeConfig {
             zone: String::new(),
             admission_bytes: 128 * 1024 * 1024,
             block_cache_bytes: 128 * 1024 * 1024,
+            changelog: ChangelogRetention::default(),
             timing: Timing::default(),
         }
     }

@@ -9,12 +9,13 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
+use super::consumers::Consumers;
 use super::pulse::Pulse;
 use super::reads::{Answered, Reads, WordBook};
 use super::replica::{Replica, read_timestamp};
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
-use crate::rpc::convert::{self, Call, Scan, WriteKind};
+use crate::rpc::convert::{self, Call, ChangesAsk, Scan, WriteKind};
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
@@ -30,6 +31,9 @@ const MAX_SEEN_AGE: Duration = Duration::from_secs(10);
 
 /// Reads under way on a node, at most.
 const MAX_READS: u32 = 8192;
+
+/// Waits for changes under way on a node, at most.
+const MAX_WAITS: u32 = 8192;
 
 /// A read under way, until it is dropped.
 struct Reading<'a>(&'a AtomicU32);
@@ -104,6 +108,7 @@ pub struct Dispatcher {
     words: Arc<WordBook>,
     pulse: Arc<Pulse>,
     reading: AtomicU32,
+    waiting: AtomicU32,
 }
 
 impl Dispatcher {
@@ -117,8 +122,8 @@ impl Dispatcher {
         words: Arc<WordBook>,
         pulse: Arc<Pulse>,
     ) -> Self {
-        let reading = AtomicU32::new(0);
-        Self { cluster, node, replicas, timestamps, router, words, pulse, reading }
+        let (reading, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { cluster, node, replicas, timestamps, router, words, pulse, reading, waiting }
     }
 
     /// Serves one request. Every failure is a reply too.
@@ -142,6 +147,8 @@ impl Dispatcher {
             Call::Commit { id_unique, start_ts, part } => {
                 self.commit(RequestId { seen: start_ts, unique: id_unique }, part, deadline).await
             }
+            Call::ChangesPage(ask) => self.changes_page(ask, deadline).await,
+            Call::Consumer(what) => self.consumer(what, deadline).await,
             Call::Timestamp => {
                 let ts = self.timestamps.take(1).await?;
                 Ok(Reply::Timestamp(v1::TimestampReply { ts: ts.0 }))
@@ -260,6 +267,55 @@ impl Dispatcher {
         Ok(Reply::ScanPage(v1::ScanPageReply { rows, at_ts: at.0, next, limited, served }))
     }
 
+    /// A page of the changes of the shard that holds the first of the keys, or a wait for them.
+    async fn changes_page(&self, ask: ChangesAsk, deadline: Instant) -> Result<Reply> {
+        let replica = self.holding(&ask.range.start)?;
+        let descriptor = replica.group().state().descriptor.clone();
+        let Some(range) = descriptor.range.intersect(&ask.range) else {
+            return Err(not_here(&ask.range.start));
+        };
+        let mut reply = v1::ChangesPageReply {
+            range: Some(convert::range_to_proto(convert::user_part(&range))),
+            epoch: descriptor.epoch.0,
+            through_ts: ask.after.0,
+            oldest_ts: replica.group().state().truncated.0,
+            ..v1::ChangesPageReply::default()
+        };
+        if ask.count_only {
+            reply.behind = replica.count_changes(&range, ask.after).await?;
+            return Ok(Reply::ChangesPage(reply));
+        }
+        let Some(up_to) = ask.up_to else {
+            let _waiting = self.begin_wait()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let most = Duration::from_millis(ask.wait_ms).min(left);
+            let waited = replica.wait_for_changes(&range, ask.after, most).await?;
+            reply.through_ts = waited.through.0;
+            reply.news_ts = waited.news.unwrap_or_default().0;
+            return Ok(Reply::ChangesPage(reply));
+        };
+        let reading = self.begin_read()?;
+        let (page, ready) = replica.changes(&range, (ask.after, up_to), ask.before_images, deadline).await?;
+        reply.through_ts = page.through.0;
+        reply.behind = page.behind;
+        let transactions = page.transactions.into_iter();
+        reply.transactions = transactions
+            .map(|changes| convert::user_changes(changes).map(convert::changes_to_proto))
+            .collect::<Result<_>>()?;
+        reply.served = Some(self.told(&Answered::of_snapshot((), up_to, ready), &reading));
+        Ok(Reply::ChangesPage(reply))
+    }
+
+    /// A request about named consumers, for the leader of the system shard.
+    async fn consumer(&self, what: v1::consumer_request::What, deadline: Instant) -> Result<Reply> {
+        let system = self.replicas.of(ShardId::SYSTEM).ok_or_else(|| {
+            Error::moved("this node has no replica of the system shard: refresh the map", Moved::default())
+        })?;
+        let reads = self.reads(&system, deadline);
+        let consumers = Consumers { cluster: self.cluster, system: &system, reads, deadline };
+        consumers.serve(what).await.map(Reply::Consumer)
+    }
+
     fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {
         Reads { replica, router: &self.router, wide: self.words.node_wide(), deadline }
     }
@@ -268,6 +324,19 @@ impl Dispatcher {
     fn told<T>(&self, answered: &Answered<T>, reading: &Reading<'_>) -> v1::Served {
         let served = convert::served_to_proto(answered.served(self.node, reading.load()));
         v1::Served { slow_nodes: self.pulse.slow().to_vec(), ..served }
+    }
+
+    /// Counts a wait for changes as under way.
+    fn begin_wait(&self) -> Result<Reading<'_>> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Reading(&self.waiting);
+        if before >= MAX_WAITS {
+            return Err(Error::overloaded(format!(
+                "node {} is overloaded: {MAX_WAITS} readers wait for changes on it; ask another replica, or try again later",
+                self.node
+            )));
+        }
+        Ok(waiting)
     }
 
     /// Counts a read as under way.

@@ -114,7 +114,7 @@ impl Member {
         }
         member.stand_where_sensible().await;
         tokio::spawn(registrar::run(Arc::downgrade(&member), stopping.clone()));
-        tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, stopping.clone()));
+        tokio::spawn(gc::run(Arc::downgrade(&member), engine, floors, config.changelog, stopping.clone()));
         tokio::spawn(pulse::run(pulse, stopping.clone()));
         tokio::spawn(reads::run_words(Arc::downgrade(&member), stopping.clone()));
         tokio::spawn(txn::run_recovery(

@@ -7,6 +7,7 @@ mod calls;
 mod cluster_map;
 mod config;
 mod connections;
+mod consumers;
 mod core;
 mod cuts;
 mod dispatch;
@@ -32,6 +33,6 @@ mod services;
 mod timestamps;
 mod txn;
 
-pub use config::NodeConfig;
+pub use config::{ChangelogRetention, NodeConfig};
 pub use embedded::Embedded;
 pub use server::Node;

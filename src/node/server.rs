@@ -13,10 +13,11 @@ use super::NodeConfig;
 use super::connections::{self, FileBudget};
 use super::core::Core;
 use super::identity;
-use super::services::{ClusterService, KvService, PeerService, status_of};
+use super::services::{ChangelogService, ClusterService, KvService, PeerService, status_of};
 use crate::client::Client;
 use crate::engine::{RocksEngine, RocksOptions, SharedEngine};
 use crate::rpc::internal::v1::node_server::NodeServer;
+use crate::rpc::v1::changelog_server::{self, ChangelogServer};
 use crate::rpc::v1::cluster_server::ClusterServer;
 use crate::rpc::v1::kv_server::{self, KvServer};
 use crate::rpc::{DESCRIPTORS, v1};
@@ -167,6 +168,9 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
     let kv = KvServer::new(KvService(core.clone()))
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
+    let changelog = ChangelogServer::new(ChangelogService(core.clone()))
+        .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
     let cluster =
         ClusterServer::new(ClusterService(core.clone())).max_decoding_message_size(limits::MAX_MESSAGE_BYTES);
     let peer = NodeServer::new(PeerService(core.clone()))
@@ -183,6 +187,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
         .add_service(health_service)
         .add_service(reflection)
         .add_service(kv)
+        .add_service(changelog)
         .add_service(cluster)
         .add_service(peer)
         .serve_with_incoming_shutdown(incoming, async move { stopping.cancelled().await })
@@ -202,6 +207,7 @@ async fn report_health(core: Arc<Core>, health: tonic_health::server::HealthRepo
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status("", status).await;
         health.set_service_status(kv_server::SERVICE_NAME, status).await;
+        health.set_service_status(changelog_server::SERVICE_NAME, status).await;
     }
     health.set_service_status("", ServingStatus::NotServing).await;
 }

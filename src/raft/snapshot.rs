@@ -53,7 +53,8 @@ pub const fn family_number(family: Family) -> Option<u32> {
         Family::History => Some(2),
         Family::Lock => Some(3),
         Family::Txn => Some(4),
-        Family::Log | Family::Group | Family::Changelog => None,
+        Family::Changelog => Some(5),
+        Family::Log | Family::Group => None,
     }
 }
 
@@ -66,9 +67,9 @@ fn family_of(number: u32) -> Result<Family> {
     })
 }
 
-/// The families of a range of a shard and their parts of it.
-fn ranges(range: &KeyRange) -> Vec<(Family, KeyRange)> {
-    Family::SHARD_DATA.into_iter().map(|family| (family, mvcc::family_range(family, range))).collect()
+/// The families of a shard and its rows in each.
+fn ranges(shard: ShardId, range: &KeyRange) -> Vec<(Family, KeyRange)> {
+    Family::SHARD_DATA.into_iter().map(|family| (family, mvcc::shard_rows(family, shard, range))).collect()
 }
 
 /// Chains rows into one number.
@@ -155,7 +156,7 @@ impl SnapshotSource {
         }
         send(SnapshotPart::Head(codec::encode(&applied).into()))?;
         let mut chain = RowChain::new();
-        for (family, range) in ranges(&applied.state.descriptor.range) {
+        for (family, range) in ranges(applied.state.descriptor.id, &applied.state.descriptor.range) {
             stream_family(view.as_ref(), family, &range, &mut chain, &mut send)?;
         }
         send(SnapshotPart::End(chain.end()))
@@ -287,7 +288,7 @@ impl SnapshotReceiver {
                 applied.state.descriptor.id
             )));
         }
-        let ranges = ranges(&applied.state.descriptor.range);
+        let ranges = ranges(applied.state.descriptor.id, &applied.state.descriptor.range);
         let staging = engine.stage()?;
         Ok(Self { applied, ranges, engine: Arc::clone(engine), staging, chain: RowChain::new() })
     }
@@ -339,7 +340,8 @@ pub(super) fn finish_install(engine: &dyn Engine, group: ShardId) -> Result<()> 
         return Ok(());
     };
     tracing::info!(%group, last_log_id = ?record.applied.last_log_id, "installs a snapshot");
-    engine.install(&record.staged, &ranges(&record.applied.state.descriptor.range))?;
+    let descriptor = &record.applied.state.descriptor;
+    engine.install(&record.staged, &ranges(descriptor.id, &descriptor.range))?;
     let mut batch = Batch::new();
     record.applied.put(&mut batch);
     batch.put(Family::Group, keys::item(group, Item::Replica), codec::encode(&()));

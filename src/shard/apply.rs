@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{
-    Command, Counts, Entry, State, batch, checksum, commit, counter, decide, finish, gc, mark, prepare,
-    single,
+    Command, Counts, Entry, State, batch, changes, checksum, commit, counter, decide, finish, gc, mark,
+    prepare, single,
 };
 use crate::codec::keyspace;
 use crate::engine::Overlay;
@@ -70,7 +70,11 @@ impl<'a> Work<'a, '_> {
 pub fn apply(state: &mut State, overlay: &mut Overlay<'_>, entry: &Entry) -> Result<Vec<Outcome>> {
     let written_before = overlay.batch().entries().len();
     let outcomes = match entry {
-        Entry::Commands(commands) => apply_commands(state, overlay, commands)?,
+        Entry::Commands(commands) => {
+            let outcomes = apply_commands(state, overlay, commands)?;
+            changes::record(state, overlay, written_before)?;
+            outcomes
+        }
         Entry::RaiseCeiling { ceiling } => {
             raise_ceiling(state, overlay, *ceiling)?;
             Vec::new()
@@ -106,9 +110,9 @@ fn apply_commands(
 }
 
 fn apply_command(state: &mut State, overlay: &mut Overlay<'_>, command: &Command) -> Result<Outcome> {
-    if let Operation::AdvanceSafePoint { safe_point } = command.operation {
+    if let Operation::AdvanceSafePoint { safe_point, truncated } = command.operation {
         // It has no effect that a retry could repeat: no id is looked at.
-        return Ok(gc::advance_safe_point(state, command.timestamp, safe_point));
+        return Ok(gc::advance_safe_point(state, command.timestamp, safe_point, truncated));
     }
     let State { descriptor, safe_point, counts, .. } = state;
     let range = &descriptor.range;

@@ -2,10 +2,10 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::gc;
+use super::{State, gc};
 use crate::engine::{BatchEntry, Family, View};
 use crate::mvcc;
-use crate::types::{Direction, KeyRange, Result, Timestamp};
+use crate::types::{Direction, Result, Timestamp};
 
 /// The running checksum after an entry: over the one before it, the closed timestamp it leaves and its
 /// writes in their order. Equal on all replicas at the same log index, however entries are grouped into
@@ -44,24 +44,23 @@ pub struct RowsChecksum {
     pub hash: u64,
 }
 
-/// Reads every row of the shard's data in a range of internal keys, and sums it up. For comparing replicas
-/// that have applied the same log index, so with the same safe point: rows that one of them may have dropped are
-/// left out. Reads everything: call it where blocking is allowed.
+/// Reads every row of a shard's data, and sums it up. For comparing replicas that have applied the same log index,
+/// so with the same state: rows that one of them may have dropped are left out. Reads everything: call it where blocking is allowed.
 ///
 /// # Errors
 ///
 /// Those of the engine.
-pub fn checksum_rows(view: &dyn View, range: &KeyRange, safe_point: Timestamp) -> Result<RowsChecksum> {
+pub fn checksum_rows(view: &dyn View, state: &State) -> Result<RowsChecksum> {
     let mut hash = Xxh3::new();
     let mut rows = 0;
     for family in Family::SHARD_DATA {
-        let range = mvcc::family_range(family, range);
+        let range = mvcc::shard_rows(family, state.descriptor.id, &state.descriptor.range);
         if range.is_empty() {
             continue;
         }
         for row in view.scan(family, &range, Direction::Forward) {
             let (key, value) = row?;
-            if gc::may_drop(family, &key, &value, safe_point) {
+            if gc::may_drop(family, &key, &value, state.floor().of(family)) {
                 continue;
             }
             update(&mut hash, b'p', family);

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{State, record};
+use crate::changelog::record as changelog;
 use crate::codec;
 use crate::engine::Family;
 use crate::mvcc;
@@ -10,26 +11,33 @@ use crate::types::{Outcome, RequestId, Result, Timestamp, limits};
 
 /// Raises the safe point; one that would come nearer to the entry's timestamp than
 /// [`limits::RETENTION_MS`] is cut to that, so that no transaction is alive whose start lies below it (rule
-/// R7). Rows stay: replicas drop them when they compact.
-pub(super) fn advance_safe_point(state: &mut State, timestamp: Timestamp, wanted: Timestamp) -> Outcome {
+/// R7). Cuts the changelog, to the safe point at least. Rows stay: replicas drop them when they compact.
+pub(super) fn advance_safe_point(
+    state: &mut State,
+    timestamp: Timestamp,
+    wanted: Timestamp,
+    truncated: Timestamp,
+) -> Outcome {
     let highest = Timestamp::from_ms(timestamp.ms().saturating_sub(limits::RETENTION_MS));
     state.safe_point = state.safe_point.max(wanted.min(highest));
+    state.truncated = state.truncated.max(truncated.min(timestamp)).max(state.safe_point);
     Outcome::SafePoint { safe_point: state.safe_point }
 }
 
-/// Whether a replica may drop a row of a shard whose safe point is `safe_point`: a version that was
-/// superseded at or before it, a tombstone that old, an outcome or ABORTED marker that is looked for no
-/// longer. Locks, STAGING and COMMITTED never. What is malformed stays, for whoever reads it to complain.
+/// Whether a replica may drop a row of a shard whose [`Floor`](mvcc::Floor) for the family is `floor`: a version that
+/// was superseded at or before it, a tombstone that old, an outcome or ABORTED marker that is looked for no
+/// longer, a row of the changelog that old. Locks, STAGING and COMMITTED never. What is malformed stays, for whoever reads it to complain.
 ///
-/// Ask it with a safe point that is durable here and not above the timestamp of any read under way: then
+/// Ask it with a floor that is durable here and not above the timestamp of any read under way: then
 /// whatever it drops counts as absent for apply too, before and after a crash.
-pub fn may_drop(family: Family, key: &[u8], value: &[u8], safe_point: Timestamp) -> bool {
+pub fn may_drop(family: Family, key: &[u8], value: &[u8], floor: Timestamp) -> bool {
     let may = match family {
         Family::Txn => match record::parse_key(key) {
-            Some((_, id)) => may_drop_record(id, value, safe_point),
+            Some((_, id)) => may_drop_record(id, value, floor),
             None => Ok(false),
         },
-        _ => mvcc::may_drop_version(family, key, value, safe_point),
+        Family::Changelog => Ok(changelog::commit_ts(key).is_some_and(|commit_ts| commit_ts <= floor)),
+        _ => mvcc::may_drop_version(family, key, value, floor),
     };
     may.unwrap_or(false)
 }

@@ -199,6 +199,28 @@ pub(super) fn write_lock(view: &dyn View, key: &[u8]) -> Result<Option<Held>> {
     get(view, &write_row(key))
 }
 
+/// When the oldest write lock of the keys in a range was taken, where there is one. Values are not read: they may be
+/// large.
+pub(super) fn oldest_write(view: &dyn View, counts: Counts, range: &KeyRange) -> Result<Option<Timestamp>> {
+    if counts.write_locks() == 0 {
+        return Ok(None);
+    }
+    let mut oldest = None;
+    for row in view.scan(Family::Lock, &mvcc::family_range(Family::Lock, range), Direction::Forward) {
+        let (row, value) = row?;
+        let mut input = &row[..];
+        if ordered::take_bytes(&mut input).is_none() || input.first() != Some(&WRITE_LOCK) {
+            continue;
+        }
+        let ((_, _, prepare_ts), _): ((TxnId, Bytes, Timestamp), usize) =
+            codec::decode_prefix(&value, "a lock")?;
+        if oldest.is_none_or(|oldest| prepare_ts < oldest) {
+            oldest = Some(prepare_ts);
+        }
+    }
+    Ok(oldest)
+}
+
 /// The locks of ranges that begin at `start`.
 pub(super) fn of_ranges_from<'v>(
     view: &'v dyn View,

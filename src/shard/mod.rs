@@ -8,10 +8,11 @@
 //! of transactions `commit` (in one shard), `prepare`, `decide` (with abort and forget), `mark`, `finish`.
 //! `lock` and `record` hold their rows, `validate` says whether one may be committed.
 //! `outcome` recognises retries, `checksum` chains what was written, `gc` says what may be dropped, `read`
-//! answers reads, `status` questions about transactions.
+//! answers reads, `changes` writes and reads the changelog, `status` answers questions about transactions.
 
 mod apply;
 mod batch;
+mod changes;
 mod checksum;
 mod commit;
 mod counter;
@@ -33,6 +34,7 @@ mod validate;
 mod tests;
 
 pub use apply::apply;
+pub use changes::{ChangesPage, ChangesRequest, changes_page, cut_to_size};
 pub use checksum::{RowsChecksum, checksum_rows};
 pub use gc::may_drop;
 pub use read::{

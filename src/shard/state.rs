@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::changelog::record::Totals;
+use crate::mvcc::Floor;
 use crate::types::{Operation, RequestId, ShardDescriptor, Timestamp};
 
 /// An operation with everything that apply needs to know: who asks, and at which timestamp.
@@ -63,11 +65,21 @@ pub struct State {
     /// What was superseded or removed at or before it counts as gone, whether or not it still has rows:
     /// replicas drop them when they like. Reads below it are refused.
     pub safe_point: Timestamp,
+    /// The changelog begins after it: rows at or before it count as gone. Not below the safe point, since rows point at
+    /// versions.
+    pub truncated: Timestamp,
     /// How many locks and records there are.
     pub counts: Counts,
+    /// All that the changelog was ever given.
+    pub changes: Totals,
 }
 
 impl State {
+    /// Up to where its rows may be dropped, once that is durable.
+    pub fn floor(&self) -> Floor {
+        Floor { safe_point: self.safe_point, truncated: self.truncated }
+    }
+
     /// The state of a shard that has applied nothing.
     pub fn new(descriptor: ShardDescriptor) -> Self {
         Self {
@@ -76,7 +88,9 @@ impl State {
             checksum: 0,
             ceiling: Timestamp::ZERO,
             safe_point: Timestamp::ZERO,
+            truncated: Timestamp::ZERO,
             counts: Counts::default(),
+            changes: Totals::default(),
         }
     }
 }

@@ -138,6 +138,8 @@ pub enum Operation {
     AdvanceSafePoint {
         /// The new safe point.
         safe_point: Timestamp,
+        /// Up to where the changelog is cut; to the safe point at least.
+        truncated: Timestamp,
     },
 }
 
@@ -189,7 +191,7 @@ impl Operation {
                 conditions + then.iter().chain(otherwise).map(step_bytes).sum::<usize>()
             }
             Self::Txn(command) => command.size_bytes(),
-            Self::AdvanceSafePoint { .. } => 8,
+            Self::AdvanceSafePoint { .. } => 16,
         }
     }
 }

@@ -143,12 +143,15 @@ pub struct Error {
     pub conflict: Option<Box<Conflict>>,
     /// With [`ErrorKind::Unavailable`]: the node has too much to do. Another one may not; this one should be spared.
     pub overloaded: bool,
+    /// With [`ErrorKind::TooOld`], of whoever follows changes: the changelog begins after this timestamp, and what was
+    /// committed before can't be had any more. Start over with a scan.
+    pub oldest: Option<Timestamp>,
 }
 
 impl Error {
     /// An error of any kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), moved: None, conflict: None, overloaded: false }
+        Self { kind, message: message.into(), moved: None, conflict: None, overloaded: false, oldest: None }
     }
 
     /// The request is wrong.
@@ -179,6 +182,11 @@ impl Error {
     /// Stored data is not what it must be.
     pub fn corrupt(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Corrupt, message)
+    }
+
+    /// The changelog was cut past what is asked for.
+    pub fn truncated(message: impl Into<String>, oldest: Timestamp) -> Self {
+        Self { oldest: Some(oldest), ..Self::new(ErrorKind::TooOld, message) }
     }
 
     /// It went to the wrong place.

@@ -19,6 +19,14 @@ pub const MAX_GET_BYTES: usize = MAX_BATCH_BYTES;
 pub const MAX_PAGE_ROWS: usize = 10_000;
 /// A page of a scan ends after the row that takes it past so many bytes of keys and values.
 pub const MAX_PAGE_BYTES: usize = 1024 * 1024;
+/// How long a replica waits for a change, at most, in milliseconds.
+pub const MAX_CHANGES_WAIT_MS: u64 = 10_000;
+/// What a page of changes tells of values from before, at most, in bytes for each transaction.
+pub const MAX_BEFORE_BYTES: usize = 2 * 1024 * 1024;
+/// The most ranges, and the most prefixes, that one follower of changes may name.
+pub const MAX_FOLLOWED_RANGES: usize = 100;
+/// The most characters of a name: of a consumer, of an index.
+pub const MAX_NAME_BYTES: usize = 64;
 /// The largest message on a public connection: a full batch and room for its framing.
 pub const MAX_MESSAGE_BYTES: usize = MAX_BATCH_BYTES + 4 * 1024 * 1024;
 /// How long an id is recognised as a retry: a command whose id is older than this, measured against

@@ -4,6 +4,7 @@
 mod availability;
 mod bad_commits;
 mod bad_input;
+mod changes;
 mod crash;
 mod examples;
 mod ledger;

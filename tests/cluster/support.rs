@@ -257,14 +257,19 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts `nodes` processes, makes a cluster of `shards` shards of them, and waits until it serves.
     pub async fn start(nodes: usize, shards: u32) -> Self {
-        let cluster = Self::waiting(nodes).await;
+        Self::start_with(nodes, shards, &[]).await
+    }
+
+    /// The same, with more in the environment of the processes.
+    pub async fn start_with(nodes: usize, shards: u32, environment: &[(&str, &str)]) -> Self {
+        let cluster = Self::waiting_with(nodes, environment).await;
         cluster.init(shards).await;
         cluster.wait_serving().await;
         cluster
     }
 
     /// Starts `nodes` processes that wait for an `init`.
-    pub async fn waiting(nodes: usize) -> Self {
+    async fn waiting_with(nodes: usize, environment: &[(&str, &str)]) -> Self {
         let turn = turn().await;
         let dir = tempfile::tempdir().expect("a directory");
         let names = (1..=nodes).map(|id| format!("node-{id}"));
@@ -272,7 +277,7 @@ impl Cluster {
         let join: Vec<String> = nodes.iter().map(|node| node.grpc.clone()).collect();
         for node in &mut nodes {
             node.join.clone_from(&join);
-            node.start();
+            node.start_with(environment);
         }
         let cluster = Self { nodes, dir, _turn: turn };
         cluster.wait_waiting().await;

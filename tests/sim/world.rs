@@ -456,7 +456,7 @@ impl World {
         let from = Address { task: NOBODY, token: 0 };
         self.shards[shard].submit(Pending {
             id,
-            operation: Operation::AdvanceSafePoint { safe_point },
+            operation: Operation::AdvanceSafePoint { safe_point, truncated: safe_point },
             from,
         });
     }

@@ -187,6 +187,18 @@ impl Engine for RocksEngine {
         self.drops.keep()
     }
 
+    fn drop_files(&self, family: Family, range: &KeyRange) -> Result<()> {
+        let handle = self.family(family)?;
+        match &range.end {
+            // Files are dropped up to a key that is named, itself included: one that nothing lies at.
+            Some(end) if !range.is_empty() && self.drops.allowed() => self
+                .db
+                .delete_file_in_range_cf(handle, &range.start, end)
+                .map_err(|error| engine_error("drop files of", &error)),
+            _ => Ok(()),
+        }
+    }
+
     fn compact_all(&self) -> Result<()> {
         self.flush()?;
         let mut options = CompactOptions::default();

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::changelog::record;
 use crate::engine::{DropRules, Family};
-use crate::mvcc::{self, Floors};
+use crate::mvcc::{self, Floor, Floors};
 use crate::types::{ErrorKind, KeyRange, ShardId, Timestamp};
 
 /// A rule that shows the floor it is asked with: a row whose value is a number may go once that is reached.
@@ -20,32 +21,52 @@ fn floor_at(floors: &Floors, family: Family, key: &'static [u8]) -> u64 {
     (1..=100).take_while(|number| rule(&row, number.to_string().as_bytes())).count() as u64
 }
 
+/// A floor whose changelog is cut further on than the versions.
+fn floor(safe_point: u64) -> Floor {
+    Floor { safe_point: Timestamp(safe_point), truncated: Timestamp(safe_point + 5) }
+}
+
 #[test]
 fn each_shard_has_its_own_floor_in_every_family() {
     let floors = Floors::new(by_value);
     assert!(floors.begin(Family::History).is_none(), "no shard, no rule");
-    floors.publish(ShardId(2), KeyRange::new("m", Some("t".into())), Timestamp(20));
-    floors.publish(ShardId(1), KeyRange::new("b", Some("m".into())), Timestamp(10));
+    floors.publish(ShardId(2), KeyRange::new("m", Some("t".into())), floor(20));
+    floors.publish(ShardId(1), KeyRange::new("b", Some("m".into())), floor(10));
     for family in [Family::Current, Family::History, Family::Txn] {
         let floor = |key| floor_at(&floors, family, key);
         assert_eq!([floor(b"a"), floor(b"b"), floor(b"lz"), floor(b"m"), floor(b"t")], [0, 10, 10, 20, 0]);
     }
-    for family in [Family::Lock, Family::Log, Family::Group, Family::Changelog] {
+    for family in [Family::Lock, Family::Log, Family::Group] {
         assert!(floors.begin(family).is_none(), "{family:?} is never dropped from");
     }
-    floors.publish(ShardId(1), KeyRange::new("b", Some("f".into())), Timestamp(15));
+    floors.publish(ShardId(1), KeyRange::new("b", Some("f".into())), floor(15));
     assert_eq!((floor_at(&floors, Family::Txn, b"c"), floor_at(&floors, Family::Txn, b"g")), (15, 0));
     floors.withdraw(ShardId(1));
     assert_eq!(floor_at(&floors, Family::Txn, b"c"), 0);
 }
 
 #[test]
+fn a_changelog_is_cut_by_shard_and_not_below_a_read() {
+    let floors = Floors::new(by_value);
+    floors.publish(ShardId(1), KeyRange::new("b", Some("m".into())), floor(10));
+    floors.publish(ShardId(2), KeyRange::new("m", Some("t".into())), floor(20));
+    let rule = floors.begin(Family::Changelog).expect("a rule");
+    let row = |shard, ts| record::key(ShardId(shard), Timestamp(ts), b"z");
+    assert!(rule(&row(1, 3), b"15") && !rule(&row(1, 3), b"16"));
+    assert!(rule(&row(2, 3), b"25") && !rule(&row(2, 3), b"26") && !rule(&row(3, 3), b"1"));
+    let cut = |ts| floors.truncated().iter().any(|range| range.contains(&row(2, ts)));
+    assert!(cut(25) && !cut(26));
+    let _read = floors.hold(ShardId(1), Timestamp(22)).expect("holds");
+    assert!(cut(22) && !cut(23), "a read keeps what was written after its timestamp");
+}
+
+#[test]
 fn reads_under_way_keep_what_they_need() {
     let floors = Floors::new(by_value);
-    floors.publish(ShardId(1), KeyRange::all(), Timestamp(10));
+    floors.publish(ShardId(1), KeyRange::all(), floor(10));
     let (first, second) = (floors.hold(ShardId(1), Timestamp(10)), floors.hold(ShardId(1), Timestamp(30)));
     let third = floors.hold(ShardId(1), Timestamp(30)).expect("holds");
-    floors.publish(ShardId(1), KeyRange::all(), Timestamp(50));
+    floors.publish(ShardId(1), KeyRange::all(), floor(50));
     assert_eq!(floor_at(&floors, Family::History, b"k"), 10);
     drop(first.expect("holds"));
     assert_eq!(floor_at(&floors, Family::History, b"k"), 30);

@@ -152,7 +152,7 @@ impl Replica {
     }
 
     /// Waits until this replica can answer a read at a timestamp. Where that is closed here, nobody is asked.
-    async fn ready_at(&self, instance: Instance, deadline: Instant) -> Result<Ready> {
+    pub(super) async fn ready_at(&self, instance: Instance, deadline: Instant) -> Result<Ready> {
         if !instance.confirm && instance.at <= self.closed() {
             let leads = matches!(self.group.leadership(), Leadership::Leading(_));
             let role = if leads { ReplicaRole::Leader } else { ReplicaRole::Follower };
@@ -252,7 +252,7 @@ impl Replica {
     }
 }
 
-fn broken_off(error: tokio::task::JoinError) -> Error {
+pub(super) fn broken_off(error: tokio::task::JoinError) -> Error {
     Error::unavailable(format!("the read was ended before it was done ({error}): retry"))
 }
 

@@ -2,9 +2,11 @@
 //! the closed timestamp without asking anybody. Where a read meets locks, what became of each holder is asked, and the
 //! keys are read again in one view (rules R3 and R4).
 //!
+//! `changes` reads the changelog the same way.
 //! `closed` and `words` know how far a replica may be trusted by itself, `read_index` asks leaders, `local` reads one
 //! replica, and [`Reads`] here puts them together.
 
+mod changes;
 mod closed;
 mod local;
 mod read_index;
@@ -42,6 +44,11 @@ pub struct Answered<T> {
 }
 
 impl<T> Answered<T> {
+    /// A read of a snapshot that came about by other ways than those of [`Reads`].
+    pub fn of_snapshot(value: T, at: Timestamp, ready: Ready) -> Self {
+        Self { value, at, ready, level: ReadLevel::Snapshot, staleness_ms: 0 }
+    }
+
     /// Who answered, and how; `load` is the number of reads under way on the node.
     pub fn served(&self, node: NodeId, load: u32) -> Served {
         count(self.level, self.ready.role);

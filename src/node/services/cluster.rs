@@ -105,7 +105,7 @@ fn checksum(group: &Group) -> Result<v1::ReplicaChecksum> {
     let view = replica.view()?;
     let applied = applied_in(&*view, group.id())?;
     let state = &applied.state;
-    let sum = shard::checksum_rows(&*view, &state.descriptor.range, state.safe_point)?;
+    let sum = shard::checksum_rows(&*view, state)?;
     Ok(v1::ReplicaChecksum {
         shard: group.id().0,
         applied_index: applied.index(),

@@ -1,10 +1,12 @@
 //! The gRPC services of a node: thin translations to what the node does.
 
+mod changelog;
 mod cluster;
 mod kv;
 mod peer;
 mod session;
 
+pub use changelog::ChangelogService;
 pub use cluster::{ClusterService, status_of};
 pub use kv::KvService;
 pub use peer::PeerService;

@@ -29,7 +29,7 @@ const MAX_REQUEST_KIB: usize = 32 * 1024;
 const MAX_REPLY_KIB: usize = 8 * 1024;
 /// What the replies of one session in the making may come to, for those that may be large, in MiB.
 const MAX_MAKING_MIB: usize = 64;
-/// What is counted for a page of a scan, and for any read of many keys at most, in MiB.
+/// What is counted for a page of a scan or of changes, and for any read of many keys at most, in MiB.
 const PAGE_MIB: usize = 4;
 const LARGEST_MIB: usize = 16;
 /// Replies that travel together, at most.
@@ -88,6 +88,8 @@ impl Places {
     fn making_mib(&self, request: &Request) -> u32 {
         let mib = match request {
             Request::ScanPage(_) => PAGE_MIB,
+            // A wait tells no changes.
+            Request::ChangesPage(page) => usize::from(page.up_to_ts != 0) * PAGE_MIB,
             Request::GetMany(many) => many.keys.len().min(LARGEST_MIB),
             Request::Batch(batch) => {
                 let is_get = |step: &&v1::Step| matches!(step.step, Some(Step::Get(_)));

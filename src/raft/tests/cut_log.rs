@@ -160,7 +160,7 @@ impl Node {
 
     fn note_applied(&mut self, group: usize) {
         let record = self.machines[group].replica().applied();
-        let rows = rows(&self.engine, &descriptors()[group].range);
+        let rows = rows(&self.engine, &descriptors()[group]);
         self.applied[group].insert(record.index(), (record, rows));
     }
 
@@ -264,7 +264,7 @@ impl Node {
             let record = machine.replica().applied();
             let (known, known_rows) = &self.applied[group][&record.index()];
             assert_eq!(&record, known, "what was applied comes back as it was");
-            assert_eq!(&rows(engine.as_ref(), &descriptor.range), known_rows, "and with its rows");
+            assert_eq!(&rows(engine.as_ref(), descriptor), known_rows, "and with its rows");
             found.push(read_back(&mut store).await);
             applied.push(record.last_log_id.expect("something is applied"));
             let mut helper = StorageHelper::new(&mut store, &mut machine).with_id(NodeId(1));

@@ -71,7 +71,9 @@ async fn install(machine: &mut ReplicaMachine, engine: &Arc<dyn Engine>, parts: 
 }
 
 fn picture(machine: &ReplicaMachine, engine: &dyn Engine) -> (AppliedRecord, Rows) {
-    (AppliedRecord::clone(&machine.replica().applied()), rows(engine, &KeyRange::new("a", Some("m".into()))))
+    let applied = AppliedRecord::clone(&machine.replica().applied());
+    let rows = rows(engine, &applied.state.descriptor);
+    (applied, rows)
 }
 
 /// Replaces part of the rows, as an interrupted installing does.

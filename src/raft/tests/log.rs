@@ -64,6 +64,10 @@ impl Engine for FailingEngine {
         self.inner.keep_rows()
     }
 
+    fn drop_files(&self, family: Family, range: &KeyRange) -> Result<()> {
+        self.inner.drop_files(family, range)
+    }
+
     fn compact_all(&self) -> Result<()> {
         self.inner.compact_all()
     }

@@ -52,12 +52,12 @@ fn descriptor(group: u64, start: &'static str, end: &'static str) -> ShardDescri
 }
 
 /// The shard's rows, family by family.
-fn rows(engine: &dyn Engine, range: &KeyRange) -> Vec<(Family, Vec<Row>)> {
+fn rows(engine: &dyn Engine, shard: &ShardDescriptor) -> Vec<(Family, Vec<Row>)> {
     let view = engine.view();
     Family::SHARD_DATA
         .into_iter()
         .map(|family| {
-            let range = mvcc::family_range(family, range);
+            let range = mvcc::shard_rows(family, shard.id, &shard.range);
             let rows =
                 view.scan(family, &range, Direction::Forward).collect::<Result<_, _>>().expect("reads");
             (family, rows)

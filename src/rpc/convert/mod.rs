@@ -3,12 +3,17 @@
 //! Users' keys get their keyspace byte here on the way in and lose it on the way out; what comes in is
 //! validated first, so that everything behind these functions may rely on the limits.
 
+mod changes;
 mod cluster;
 mod commit;
 mod error;
 mod reply;
 mod request;
 
+pub use changes::{
+    ChangesAsk, changes_ask_from_proto, changes_from_proto, changes_to_proto, check_name, followed,
+    range_from_proto, range_to_proto, user_changes, user_part,
+};
 pub use cluster::{descriptor_from_proto, descriptor_to_proto, node_to_proto};
 pub use commit::{abort_to_error, commit_reply, commit_to_proto};
 pub use error::{

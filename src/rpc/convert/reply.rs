@@ -247,8 +247,14 @@ pub fn outcome_from_reply(reply: Reply) -> Result<Outcome> {
         Reply::Commit(commit) => {
             Outcome::Txn(TxnOutcome::Committed { commit_ts: Timestamp(commit.commit_ts) })
         }
-        Reply::Get(_) | Reply::GetMany(_) | Reply::ScanPage(_) | Reply::Timestamp(_) | Reply::Empty(_) => {
-            return Err(Error::corrupt("the peer answered a write with the reply of a read"));
+        Reply::Get(_)
+        | Reply::GetMany(_)
+        | Reply::ScanPage(_)
+        | Reply::ChangesPage(_)
+        | Reply::Consumer(_)
+        | Reply::Timestamp(_)
+        | Reply::Empty(_) => {
+            return Err(Error::corrupt("the peer answered a write with the reply of another call"));
         }
     })
 }

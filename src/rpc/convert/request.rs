@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::changes::{ChangesAsk, changes_ask_from_proto};
 use crate::codec::keyspace::{strip_user, user_key, user_range};
 use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
@@ -62,6 +63,10 @@ pub enum Call {
     },
     /// Reads a page of a scan.
     ScanPage(Scan),
+    /// Reads a page of changes.
+    ChangesPage(ChangesAsk),
+    /// About named consumers.
+    Consumer(v1::consumer_request::What),
     /// Asks for a timestamp.
     Timestamp,
     /// Does nothing.
@@ -100,6 +105,8 @@ pub fn header_of(request: &Request) -> Result<CallHeader> {
             None => &None,
         },
         Request::Commit(request) => &request.header,
+        Request::ChangesPage(request) => &request.header,
+        Request::Consumer(request) => &request.header,
         Request::Timestamp(request) => &request.header,
         Request::Empty(_) => &None,
     };
@@ -147,6 +154,10 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
             Call::ScanPage(scan_from_proto(scan)?)
         }
         Request::Commit(commit) => super::commit::commit_from_proto(commit)?,
+        Request::ChangesPage(page) => Call::ChangesPage(changes_ask_from_proto(page)?),
+        Request::Consumer(request) => Call::Consumer(request.what.ok_or_else(|| {
+            Error::invalid("the request about consumers is empty: set one of open, acknowledge, drop, list")
+        })?),
         Request::Timestamp(_) => Call::Timestamp,
         Request::Empty(_) => Call::Empty,
     })

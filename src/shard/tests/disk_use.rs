@@ -35,7 +35,7 @@ fn rounds(collect: bool) -> Vec<(u64, usize)> {
             operations.push(Operation::Delete { key: Bytes::from(format!("absent {}", number % KEYS)) });
         }
         if collect {
-            operations.push(Operation::AdvanceSafePoint { safe_point: timestamp });
+            operations.push(Operation::AdvanceSafePoint { safe_point: timestamp, truncated: timestamp });
         }
         let commands = operations.into_iter().map(|operation| {
             let seen = timestamp;
@@ -50,7 +50,7 @@ fn rounds(collect: bool) -> Vec<(u64, usize)> {
         let batch = overlay.into_batch();
         drop(view);
         engine.write(batch, Durability::Synced).expect("writes");
-        floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.safe_point);
+        floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.floor());
         engine.compact_all().expect("compacts");
         let markers = engine.view().scan(Family::Txn, &KeyRange::all(), Direction::Forward).count();
         sizes.push((engine.stats().size_bytes, markers));

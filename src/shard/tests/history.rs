@@ -57,7 +57,7 @@ impl Replica {
     fn compact(&self) {
         let floors = Floors::new(shard::may_drop);
         for state in &self.states {
-            floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.safe_point);
+            floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.floor());
         }
         assert!(floors.begin(crate::engine::Family::Lock).is_none());
         self.engine.set_drop_rules(floors);
@@ -67,7 +67,7 @@ impl Replica {
     fn sums(&self) -> Vec<shard::RowsChecksum> {
         let sum = |state: &State| {
             let view = self.engine.view();
-            shard::checksum_rows(view.as_ref(), &state.descriptor.range, state.safe_point).expect("reads")
+            shard::checksum_rows(view.as_ref(), state).expect("reads")
         };
         self.states.iter().map(sum).collect()
     }
@@ -564,7 +564,7 @@ impl World {
             Act::Collect => {
                 for shard in 0..SHARDS {
                     let (id, safe_point) = (self.new_id(), self.now);
-                    self.apply(shard, id, Operation::AdvanceSafePoint { safe_point });
+                    self.apply(shard, id, Operation::AdvanceSafePoint { safe_point, truncated: safe_point });
                 }
             }
             Act::Compact => {

@@ -1,5 +1,6 @@
 //! Tests of the shard's machine: scripts on both engines, and a plain serial model.
 
+mod changes;
 mod disk_use;
 mod history;
 mod model;

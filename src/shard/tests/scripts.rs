@@ -202,10 +202,10 @@ impl Runner for Shard {
             "state" => self.show_state(),
             "dump" => self.engines.on_both(|engine| testing::dump(engine.view().as_ref())),
             "sum" => {
-                let range = testing::key_range(&mut args);
-                let sum = self.engines.on_both(|engine| {
-                    shard::checksum_rows(engine.view().as_ref(), &range, self.state.safe_point)
-                })?;
+                let mut state = self.state.clone();
+                state.descriptor.range = testing::key_range(&mut args);
+                let sum =
+                    self.engines.on_both(|engine| shard::checksum_rows(engine.view().as_ref(), &state))?;
                 format!("{} rows {:016x}", sum.rows, sum.hash)
             }
             "range" => {

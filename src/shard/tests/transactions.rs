@@ -474,7 +474,7 @@ impl Shards {
         let operation = match name {
             "safepoint" => {
                 let safe_point = testing::timestamp(args.next_pos().ok_or("no timestamp")?)?;
-                Operation::AdvanceSafePoint { safe_point }
+                Operation::AdvanceSafePoint { safe_point, truncated: safe_point }
             }
             name => operation(name, args)?,
         };
@@ -516,16 +516,13 @@ impl Shards {
             let states = shards.states.iter();
             states
                 .map(|state| {
-                    shards.engines.on_both(|engine| {
-                        let range = &state.descriptor.range;
-                        shard::checksum_rows(engine.view().as_ref(), range, state.safe_point)
-                    })
+                    shards.engines.on_both(|engine| shard::checksum_rows(engine.view().as_ref(), state))
                 })
                 .collect()
         };
         let before = sums(self);
         for state in &self.states {
-            self.floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.safe_point);
+            self.floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.floor());
         }
         assert!(self.floors.begin(Family::Lock).is_none(), "locks are never dropped");
         self.engines.on_both(|engine| engine.compact_all())?;

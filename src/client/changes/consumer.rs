@@ -1,0 +1,199 @@
+//! Named consumers: whose cursors the cluster keeps.
+
+use super::{ChangeStream, FollowOptions, Since};
+use crate::changelog::Cursor;
+use crate::client::Client;
+use crate::client::request::{Asked, mismatched};
+use crate::client::router::{Place, Target};
+use crate::rpc::v1::consumer_request::What;
+use crate::rpc::v1::session_reply::Reply;
+use crate::rpc::v1::session_request::Request;
+use crate::rpc::{convert, v1};
+use crate::types::{Error, ErrorKind, KeyRange, Result, Timestamp};
+
+/// A named consumer that this process has opened. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    client: Client,
+    name: String,
+    epoch: u64,
+    options: FollowOptions,
+    cursor: Option<Cursor>,
+}
+
+/// A named consumer, as the cluster knows it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ConsumerStatus {
+    /// What is kept of it.
+    pub record: v1::ConsumerRecord,
+    /// How many milliseconds it is behind; `None` where it acknowledged nothing yet.
+    pub lag_ms: Option<u64>,
+    /// How many changes lie before it, nearly, in the shards that hold its keys.
+    pub lag_entries: Option<u64>,
+    /// Changes that it has not seen were cut off: it must start over with a scan.
+    pub truncated: bool,
+}
+
+impl Client {
+    /// Opens a named consumer, or makes it: [`follow`](Consumer::follow) goes on behind what it acknowledged last, and
+    /// begins where `options` say if that is nothing. Whoever had it open can acknowledge no more.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a name that is none, for ranges that hold no key, and where the cluster has too many consumers.
+    pub async fn consumer(&self, name: &str, options: FollowOptions) -> Result<Consumer> {
+        self.open_consumer(name, options, false).await
+    }
+
+    /// The same, but what it acknowledged is forgotten: it begins where `options` say. So one starts over that was
+    /// [too slow](Error::oldest), with [`Since::Scan`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`consumer`](Self::consumer).
+    pub async fn reset_consumer(&self, name: &str, options: FollowOptions) -> Result<Consumer> {
+        self.open_consumer(name, options, true).await
+    }
+
+    async fn open_consumer(&self, name: &str, options: FollowOptions, reset: bool) -> Result<Consumer> {
+        let ranges = match options.ranges.is_empty() {
+            true => Vec::new(),
+            false => options.followed()?.into_iter().map(convert::range_to_proto).collect(),
+        };
+        let open = v1::OpenConsumer { name: name.to_owned(), ranges, reset };
+        let record = one(self.about_consumers(What::Open(open)).await?)?;
+        let cursor = match record.cursor.is_empty() {
+            true => None,
+            false => Some(Cursor::decode(&record.cursor)?),
+        };
+        Ok(Consumer { client: self.clone(), name: record.name, epoch: record.epoch, options, cursor })
+    }
+
+    /// All named consumers, in the order of their names, and how far behind each is.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where the cluster does not answer by the client's deadline.
+    pub async fn consumers(&self) -> Result<Vec<ConsumerStatus>> {
+        let records = self.about_consumers(What::List(true)).await?;
+        let now = self.timestamp().await?;
+        let mut consumers = Vec::with_capacity(records.len());
+        for record in records {
+            consumers.push(self.lag_of(record, now).await?);
+        }
+        Ok(consumers)
+    }
+
+    /// Forgets a named consumer. Answers whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` where it is used at this moment.
+    pub async fn drop_consumer(&self, name: &str) -> Result<bool> {
+        Ok(!self.about_consumers(What::Drop(name.to_owned())).await?.is_empty())
+    }
+
+    /// How many changes of the keys' shards were committed after a timestamp, nearly: those of other keys of a shard count
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// `TooOld` with [`oldest`](Error::oldest) where the changelog was cut past the timestamp.
+    pub async fn changes_after(&self, ranges: &[KeyRange], after: Timestamp) -> Result<u64> {
+        let mut entries = 0;
+        for range in ranges {
+            let mut rest = Some(range.clone());
+            while let Some(left) = rest {
+                let (behind, answered) = self.count_changes(&left, after).await?;
+                entries += behind;
+                rest = rest_behind(&left, &answered);
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn lag_of(&self, record: v1::ConsumerRecord, now: Timestamp) -> Result<ConsumerStatus> {
+        let done = Timestamp(record.done_ts);
+        if done == Timestamp::ZERO {
+            return Ok(ConsumerStatus { record, lag_ms: None, lag_entries: None, truncated: false });
+        }
+        let ranges = match record.ranges.is_empty() {
+            true => vec![KeyRange::all()],
+            false => convert::followed(record.ranges.clone(), Vec::new())?,
+        };
+        let lag_ms = Some(now.ms().saturating_sub(done.ms()));
+        match self.changes_after(&ranges, done).await {
+            Ok(entries) => {
+                Ok(ConsumerStatus { record, lag_ms, lag_entries: Some(entries), truncated: false })
+            }
+            Err(error) if error.kind == ErrorKind::TooOld => {
+                Ok(ConsumerStatus { record, lag_ms, lag_entries: None, truncated: true })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a request about consumers to the leader of the system shard. All of them may be repeated.
+    pub(crate) async fn about_consumers(&self, what: What) -> Result<Vec<v1::ConsumerRecord>> {
+        let build = |header, _: &Target| {
+            Ok(Request::Consumer(v1::ConsumerRequest { header: Some(header), what: Some(what.clone()) }))
+        };
+        match self.ask(Asked { place: Place::System, build: &build, fresh: false, read: None }).await? {
+            Reply::Consumer(reply) => Ok(reply.consumers),
+            other => Err(mismatched(&other)),
+        }
+    }
+}
+
+/// The part of a range that an answer did not cover, behind it.
+fn rest_behind(asked: &KeyRange, answered: &KeyRange) -> Option<KeyRange> {
+    let end = answered.end.clone()?;
+    let rest = KeyRange::new(end, asked.end.clone());
+    (rest.start > asked.start && !rest.is_empty()).then_some(rest)
+}
+
+fn one(records: Vec<v1::ConsumerRecord>) -> Result<v1::ConsumerRecord> {
+    records
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::corrupt("a node answered with no consumer to a request about one"))
+}
+
+impl Consumer {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it had acknowledged last when it was opened; `None` where that was nothing.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_ref()
+    }
+
+    /// Follows from behind what was acknowledged when the consumer was opened; if that is nothing, from where the options
+    /// say.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::changes`].
+    pub fn follow(&self) -> Result<ChangeStream> {
+        let mut options = self.options.clone();
+        if let Some(cursor) = &self.cursor {
+            options.since = Since::Cursor(cursor.clone());
+        }
+        self.client.changes(options)
+    }
+
+    /// Keeps a cursor: everything up to it is done with. Returns once that is durable.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` where another process has opened the consumer meanwhile: stop. `Invalid` for a cursor before the last
+    /// one.
+    pub async fn acknowledge(&self, cursor: &Cursor) -> Result<()> {
+        let acknowledge =
+            v1::Acknowledge { name: self.name.clone(), epoch: self.epoch, cursor: cursor.encode() };
+        one(self.client.about_consumers(What::Acknowledge(acknowledge)).await?)?;
+        Ok(())
+    }
+}

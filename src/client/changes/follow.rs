@@ -1,0 +1,412 @@
+//! The work behind a stream of changes: asks each shard for its changes, and gives on what is complete.
+//!
+//! While there are changes, rounds follow one another: each takes a timestamp and asks every shard for all up to it. Once
+//! a round brings nothing, a wait stands at each shard, and the first that has news begins the next round. So an idle
+//! stream costs a wait for each shard, and a busy one a page, however many changes there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Event, Followed, Origin, Since};
+use crate::changelog::{Ask, CursorState, Merge, Page};
+use crate::client::request::{Asked, Reading, mismatched};
+use crate::client::router::{Place, Target};
+use crate::client::{Client, ScanOptions};
+use crate::rpc::v1::session_reply::Reply;
+use crate::rpc::v1::session_request::Request;
+use crate::rpc::{convert, v1};
+use crate::types::{Epoch, Error, ErrorKind, KeyRange, ReadAt, Result, Timestamp};
+
+/// What a shard may be ahead of others, in bytes of changes that wait.
+const BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// Shards that are asked at a time.
+const SHARDS_AT_A_TIME: usize = 16;
+/// The pause between two rounds: what is committed meanwhile travels together.
+const ROUND_PAUSE: Duration = Duration::from_millis(2);
+/// The first pause where a lock holds a shard back, and the longest.
+const LOCKED_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How long a replica waits for a change before it answers that there is none. Progress is told about so often.
+const WAIT_MS: u32 = 500;
+/// How much longer an answer may take on its way.
+const WAIT_SLACK: Duration = Duration::from_millis(100);
+/// The pause after a failure that may pass.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// A failure that lasts is logged so often.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+/// Events that travel together, at most.
+const EVENTS_TOGETHER: usize = 512;
+
+/// The task behind a stream.
+pub(super) struct Follower {
+    pub(super) client: Client,
+    pub(super) origin: Arc<Origin>,
+    pub(super) before_images: bool,
+    pub(super) sender: mpsc::Sender<Result<Vec<Followed>>>,
+    pub(super) reach: watch::Receiver<Timestamp>,
+}
+
+/// Why the task ends.
+enum End {
+    /// Nobody listens any more.
+    Dropped,
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Follower {
+    pub(super) async fn run(mut self, since: Since) {
+        if let Err(End::Failed(error)) = self.follow(since).await {
+            // Whoever is gone by now misses nothing.
+            let _ = self.sender.send(Err(error)).await;
+        }
+    }
+
+    async fn follow(&mut self, since: Since) -> Result<(), End> {
+        let after = match since {
+            Since::Now => self.timestamp().await?,
+            Since::Timestamp(ts) => ts,
+            Since::Oldest => self.oldest().await?,
+            Since::Scan => {
+                let at = self.timestamp().await?;
+                self.scan(at, Bytes::new()).await?
+            }
+            Since::Cursor(cursor) => match cursor.state() {
+                CursorState::Following { after } => *after,
+                CursorState::Scanning { at, next } => self.scan(*at, next.clone()).await?,
+            },
+        };
+        let mut merge = Merge::new(self.origin.followed.clone(), after)?;
+        loop {
+            let now = self.timestamp().await?;
+            if after > now {
+                return Err(Error::invalid(format!(
+                    "timestamp {after} is in the future: the newest is {now}; follow from that or an earlier one"
+                ))
+                .into());
+            }
+            if self.round(&mut merge, now).await? {
+                sleep(ROUND_PAUSE).await;
+                continue;
+            }
+            let news = loop {
+                match self.wait(&mut merge).await? {
+                    Some(news) => break news,
+                    None => self.progress(&merge).await?,
+                }
+            };
+            // What is known to be there is asked for at once; a fresh timestamp would cost a trip more.
+            self.round(&mut merge, news).await?;
+        }
+    }
+
+    /// Asks until all is known up to `target`, and gives on what is complete. Answers whether there was anything.
+    async fn round(&self, merge: &mut Merge, target: Timestamp) -> Result<bool, End> {
+        let mut told = false;
+        let mut pause = LOCKED_PAUSE;
+        while merge.watermark() < target {
+            let wanted = merge.wanted(BUFFER_BYTES).into_iter().filter(|ask| ask.after < target);
+            let asks = self.pieces(wanted);
+            let mut pages = futures::stream::iter(asks)
+                .map(|ask| self.page(ask, target))
+                .buffer_unordered(SHARDS_AT_A_TIME);
+            let before = merge.watermark();
+            let (mut advanced, mut failed) = (false, None);
+            while let Some(page) = pages.next().await {
+                match page {
+                    Ok(page) => {
+                        let held_back = page.after == page.through;
+                        advanced |= merge.accept(page)?.advanced && !held_back;
+                    }
+                    Err(error) if may_pass(&error) => failed = Some(error),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            drop(pages);
+            told |= self.deliver(merge).await?;
+            if let Some(error) = failed {
+                tracing::debug!(%error, "a shard's changes can't be had now; asking again");
+                sleep(RETRY_PAUSE).await;
+            } else if advanced {
+                pause = LOCKED_PAUSE;
+            } else {
+                // Transactions under way: they end soon, or are ended.
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            if merge.watermark() > before {
+                self.progress(merge).await?;
+            }
+        }
+        Ok(told)
+    }
+
+    /// Gives on all transactions that are complete.
+    async fn deliver(&self, merge: &mut Merge) -> Result<bool, End> {
+        let mut told = false;
+        loop {
+            let mut batch = Vec::new();
+            while batch.len() < EVENTS_TOGETHER
+                && let Some(changes) = merge.next()
+            {
+                let place = CursorState::Following { after: changes.commit_ts };
+                batch.push(self.followed(Event::Changes(changes), place));
+            }
+            if batch.is_empty() {
+                return Ok(told);
+            }
+            told = true;
+            self.send(batch).await?;
+        }
+    }
+
+    async fn progress(&self, merge: &Merge) -> Result<(), End> {
+        let after = merge.delivered();
+        self.send(vec![self.followed(Event::Progress(after), CursorState::Following { after })]).await
+    }
+
+    fn followed(&self, event: Event, place: CursorState) -> Followed {
+        Followed { event, place, origin: Arc::clone(&self.origin) }
+    }
+
+    async fn send(&self, batch: Vec<Followed>) -> Result<(), End> {
+        self.sender.send(Ok(batch)).await.map_err(|_| End::Dropped)
+    }
+
+    /// Waits at every shard for a change, or until progress is wanted. Answers up to where there is something to be read;
+    /// `None` where progress is to be told.
+    async fn wait(&mut self, merge: &mut Merge) -> Result<Option<Timestamp>, End> {
+        let wanted = merge.wanted(usize::MAX);
+        let pieces = self.pieces(wanted.into_iter());
+        let mut reach = self.reach.clone();
+        // A shard that can't be reached must not keep the others' news back, nor theirs of what it has told.
+        let until = Instant::now() + Duration::from_millis(WAIT_MS.into()) + WAIT_SLACK;
+        let follower = &*self;
+        let mut waits: FuturesUnordered<_> = pieces.into_iter().map(|ask| follower.wait_at(ask)).collect();
+        loop {
+            tokio::select! {
+                Some(waited) = waits.next() => match waited {
+                    Ok((page, news)) => {
+                        merge.accept(page)?;
+                        if news > Timestamp::ZERO {
+                            return Ok(Some(news));
+                        }
+                    }
+                    Err(error) if may_pass(&error) => {
+                        tracing::debug!(%error, "a shard can't be waited at now; asking again");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                reached = reach.wait_for(|reach| *reach > merge.watermark()) => {
+                    return match reached {
+                        Ok(reach) => Ok(Some(*reach)),
+                        Err(_) => Err(End::Dropped),
+                    };
+                }
+                () = sleep_until(until) => return Ok(None),
+            }
+        }
+    }
+
+    fn wait_at(&self, ask: Ask) -> BoxFuture<'_, Result<(Page, Timestamp)>> {
+        Box::pin(async move {
+            let reply = self.ask(&ask, None).await?;
+            let news = Timestamp(reply.news_ts);
+            Ok((page_of(&ask, reply)?, news))
+        })
+    }
+
+    async fn page(&self, ask: Ask, up_to: Timestamp) -> Result<Page> {
+        let reply = self.ask(&ask, Some(up_to)).await?;
+        page_of(&ask, reply)
+    }
+
+    async fn ask(&self, ask: &Ask, up_to: Option<Timestamp>) -> Result<v1::ChangesPageReply> {
+        let request = v1::ChangesPageRequest {
+            header: None,
+            range: Some(convert::range_to_proto(ask.range.clone())),
+            after_ts: ask.after.0,
+            up_to_ts: up_to.unwrap_or_default().0,
+            wait_ms: if up_to.is_some() { 0 } else { WAIT_MS },
+            before_images: self.before_images,
+            count_only: false,
+        };
+        self.client.changes_page(request).await
+    }
+
+    /// Cuts what is asked for at the bounds of shards, as the map has them. A shard that was cut meanwhile answers for
+    /// its part, and the rest is asked for again.
+    fn pieces(&self, asks: impl Iterator<Item = Ask>) -> Vec<Ask> {
+        let router = self.client.shared.map.router();
+        let cut = |ask: Ask| {
+            let ranges = router.pieces(&ask.range);
+            ranges.into_iter().map(move |range| Ask { range, ..ask.clone() })
+        };
+        asks.flat_map(cut).collect()
+    }
+
+    /// A fresh timestamp, however long that takes.
+    async fn timestamp(&self) -> Result<Timestamp, End> {
+        self.persist(|| self.client.timestamp()).await
+    }
+
+    /// Where the oldest change is kept of all shards that are followed.
+    async fn oldest(&self) -> Result<Timestamp, End> {
+        let mut oldest = Timestamp::ZERO;
+        'again: loop {
+            let whole = self.origin.followed.iter().cloned();
+            for ask in self.pieces(whole.map(|range| Ask { range, after: oldest, epoch: None })) {
+                let count = || self.client.count_changes(&ask.range, ask.after);
+                match self.persist(count).await {
+                    Ok(_) => {}
+                    Err(End::Failed(Error { oldest: Some(cut), .. })) if cut > oldest => {
+                        oldest = cut;
+                        continue 'again;
+                    }
+                    Err(end) => return Err(end),
+                }
+            }
+            return Ok(oldest);
+        }
+    }
+
+    /// Does something until it is done, or fails for good.
+    async fn persist<T, F: Future<Output = Result<T>>>(&self, what: impl Fn() -> F) -> Result<T, End> {
+        let mut warned = Instant::now();
+        loop {
+            match what().await {
+                Ok(done) => return Ok(done),
+                Err(error) if may_pass(&error) => {
+                    if warned.elapsed() >= WARN_EVERY {
+                        tracing::warn!(%error, "changes can't be followed now; trying on");
+                        warned = Instant::now();
+                    }
+                    if self.sender.is_closed() {
+                        return Err(End::Dropped);
+                    }
+                    sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Gives on all rows as of `at`, from the key `next` on. Answers `at`: what comes after follows.
+    async fn scan(&self, at: Timestamp, mut next: Bytes) -> Result<Timestamp, End> {
+        for range in &self.origin.followed {
+            if range.end.as_ref().is_some_and(|end| *end <= next) {
+                continue;
+            }
+            let mut start = range.start.clone().max(next.clone());
+            // A scan that failed goes on behind its last row.
+            while let Err(error) = self.scan_range(at, &mut start, range.end.clone()).await {
+                match error {
+                    End::Failed(error) if may_pass(&error) => sleep(RETRY_PAUSE).await,
+                    end => return Err(end),
+                }
+            }
+            next = start;
+        }
+        let place = CursorState::Following { after: at };
+        self.send(vec![self.followed(Event::Progress(at), place)]).await?;
+        Ok(at)
+    }
+
+    async fn scan_range(&self, at: Timestamp, start: &mut Bytes, end: Option<Bytes>) -> Result<(), End> {
+        let options = ScanOptions { start: start.clone(), end, ..ScanOptions::default() };
+        let mut scan = self.client.scan_as_of(options, ReadAt::Snapshot(at));
+        let mut batch = Vec::new();
+        while let Some(row) = scan.next().await {
+            let row = match row {
+                Ok(row) => row,
+                Err(error) => {
+                    self.send(batch).await?;
+                    return Err(error.into());
+                }
+            };
+            *start = after(&row.key);
+            let place = CursorState::Scanning { at, next: start.clone() };
+            batch.push(self.followed(Event::Row(row), place));
+            if batch.len() >= EVENTS_TOGETHER {
+                self.send(std::mem::take(&mut batch)).await?;
+            }
+        }
+        self.send(batch).await
+    }
+}
+
+/// The first key after `key`.
+fn after(key: &[u8]) -> Bytes {
+    let mut after = BytesMut::with_capacity(key.len() + 1);
+    after.put_slice(key);
+    after.put_u8(0);
+    after.freeze()
+}
+
+/// Whether trying again may help.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::Unavailable | ErrorKind::Moved | ErrorKind::Undetermined | ErrorKind::Conflict
+    )
+}
+
+/// A reply as a page, checked as far as `Merge` does not.
+fn page_of(ask: &Ask, reply: v1::ChangesPageReply) -> Result<Page> {
+    let range = convert::range_from_proto(reply.range.unwrap_or_default())?;
+    Ok(Page {
+        range,
+        epoch: Epoch(reply.epoch),
+        after: ask.after,
+        through: Timestamp(reply.through_ts),
+        transactions: reply.transactions.into_iter().map(convert::changes_from_proto).collect(),
+    })
+}
+
+impl Client {
+    /// How many changes of the shard that holds the range's first key were committed after a timestamp, nearly, and the
+    /// part of the range that this answers for.
+    pub(super) async fn count_changes(&self, range: &KeyRange, after: Timestamp) -> Result<(u64, KeyRange)> {
+        let request = v1::ChangesPageRequest {
+            range: Some(convert::range_to_proto(range.clone())),
+            after_ts: after.0,
+            count_only: true,
+            ..v1::ChangesPageRequest::default()
+        };
+        let reply = self.changes_page(request).await?;
+        Ok((reply.behind, convert::range_from_proto(reply.range.unwrap_or_default())?))
+    }
+
+    /// Asks a replica of the shard that holds the range's first key, and for no more than that shard holds.
+    async fn changes_page(&self, request: v1::ChangesPageRequest) -> Result<v1::ChangesPageReply> {
+        let range = convert::range_from_proto(request.range.clone().unwrap_or_default())?;
+        let build = |header, target: &Target| {
+            let shard = target.shard.as_ref().map(|(_, shard)| convert::user_part(shard));
+            let part = shard.and_then(|shard| shard.intersect(&range)).unwrap_or_else(|| range.clone());
+            let range = Some(convert::range_to_proto(part));
+            Ok(Request::ChangesPage(v1::ChangesPageRequest {
+                header: Some(header),
+                range,
+                ..request.clone()
+            }))
+        };
+        let waits = request.up_to_ts == 0;
+        let read = Some(Reading { policy: self.policy, prefer: None, route: None, waits });
+        let place = Place::Key(&range.start);
+        match self.ask(Asked { place, build: &build, fresh: false, read }).await? {
+            Reply::ChangesPage(reply) => Ok(reply),
+            other => Err(mismatched(&other)),
+        }
+    }
+}
