@@ -1,0 +1,9 @@
+//! Tests of indexes: scripts, encodings, histories and queries against models that do it the simple way, and
+//! arbitrary input.
+
+mod arbitrary;
+mod encodings;
+mod histories;
+mod queries;
+mod scripts;
+mod store;
