@@ -41,11 +41,6 @@ impl Fixed {
         self.0.checked_add(other.0).map(Self)
     }
 
-    /// The difference; `None` where it does not fit in 128 bits.
-    pub fn checked_sub(self, other: Self) -> Option<Self> {
-        self.0.checked_sub(other.0).map(Self)
-    }
-
     /// As JSON: a number where JSON's numbers hold it exactly, else a string with all digits.
     pub fn to_json(self) -> Value {
         if self.0 % ONE == 0

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value};
 
 use super::layout::{self, GroupValue, RowKey, has_sum};
-use super::plan::{Grouping, Plan, RowKind};
+use super::plan::{Plan, RowKind};
 use super::token::PageToken;
 use super::{Aggregate, Datum, Fixed};
 use crate::types::{Direction, Error, KeyRange, Result, Timestamp, prefix_end};
@@ -148,9 +148,10 @@ impl Reader {
             )));
         }
         let row = self.plan.layout.read_key(key)?;
-        let next = match self.plan.grouping.clone() {
+        let grouping = self.plan.grouping.as_ref().map(|grouping| (grouping.fields, grouping.skips));
+        let next = match grouping {
             None => self.push_entry(key, &row, value),
-            Some(grouping) => self.push_to_group(&grouping, key, &row, value),
+            Some((fields, skips)) => self.push_to_group(fields, skips, key, &row, value),
         }?;
         if next == Next::Continue {
             self.pass(key);
@@ -223,14 +224,16 @@ impl Reader {
         Ok(if self.is_full { Next::Done } else { Next::Continue })
     }
 
+    /// A row of the group that its first `fields` fields tell.
     fn push_to_group(
         &mut self,
-        grouping: &Grouping,
+        fields: usize,
+        skips: bool,
         key: &Bytes,
         row: &RowKey,
         value: &[u8],
     ) -> Result<Next> {
-        let prefix = key.slice(..row.end_of(grouping.fields));
+        let prefix = key.slice(..row.end_of(fields));
         if self.group.as_ref().is_some_and(|group| group.prefix != prefix) {
             self.close_group();
             if self.is_full {
@@ -245,12 +248,12 @@ impl Reader {
             RowKind::Entries => (None, layout::read_entry_value(&self.plan.definition, value)?),
         };
         let is_met = self.is_met(&row.fields, &covering);
-        let open = self.group.get_or_insert_with(|| OpenGroup::new(prefix, row, grouping.fields));
+        let open = self.group.get_or_insert_with(|| OpenGroup::new(prefix, row, fields));
         if !is_met {
             return Ok(Next::Continue);
         }
         open.fold(group, row.fields.get(on))?;
-        if !grouping.skips {
+        if !skips {
             return Ok(Next::Continue);
         }
         // The first one that matches is the smallest or largest of its values.

@@ -4,6 +4,7 @@
 mod arbitrary;
 mod encodings;
 mod histories;
+mod limits;
 mod queries;
 mod scripts;
 mod store;
