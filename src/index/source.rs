@@ -94,7 +94,8 @@ impl Path {
     fn last_name(&self) -> Option<&str> {
         let quoted = |quote: char| {
             let inner = self.text.strip_suffix(']')?.trim_end().strip_suffix(quote)?;
-            inner.rsplit_once(quote).map(|(_, name)| name)
+            // Behind an escaped quote is no name, but the end of one.
+            inner.rsplit_once(quote).filter(|(before, _)| !before.ends_with('\\')).map(|(_, name)| name)
         };
         let plain = || self.text.rsplit_once('.').map(|(_, name)| name);
         quoted('\'').or_else(|| quoted('"')).or_else(plain)

@@ -133,6 +133,7 @@ proptest! {
             if let Some(read) = Datum::take(order, &mut input) {
                 let used = bytes.len() - input.len();
                 prop_assert_eq!(&encoded(&read, order)[..], &bytes[..used]);
+                prop_assert_eq!(Datum::from_json(&read.to_json()), Some(read));
             }
         }
     }

@@ -260,6 +260,7 @@ fn fields_read_back_as_they_are_written() {
         (" s = $['a b'] desc", "s=$['a b'] desc", "s", Order::Desc, None),
         ("$[\"x\"]:number asc", "x=$[\"x\"]:number", "x", Order::Asc, Some(DatumType::Number)),
         ("q=$['=,?..(']", "q=$['=,?..(']", "q", Order::Asc, None),
+        ("q=$['\\',?']", "q=$['\\',?']", "q", Order::Asc, None),
         ("$..deep", "deep=$..deep", "deep", Order::Asc, None),
         ("key-part:1", "key_part_1=key-part:1", "key_part_1", Order::Asc, None),
         ("p=key-part:0(-) desc", "p=key-part:0(-) desc", "p", Order::Desc, None),
