@@ -78,7 +78,7 @@ fn list<'t, T, S>(
     let end = eof.context(expected(behind));
     let mut all = delimited(multispace0, items, (multispace0, end));
     all.parse(text).map_err(|error| {
-        let at = text.floor_char_boundary(error.offset());
+        let at = (0..=error.offset()).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
         let found: String = text[at..].chars().take(SHOWN_CHARS).collect();
         let found = if found.is_empty() { "its end".into() } else { format!("{found:?}") };
         let wanted: Vec<String> = error.inner().context().filter_map(wanted).collect();

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::store::Store;
 use crate::index::{
-    Batch, Condition, Datum, Definition, Delta, Field, Fixed, GroupChange, Kind, Missing, OnError, Query,
-    QueryText, Spec, Test, delta, plan,
+    Aggregate, Batch, Condition, Datum, Definition, Delta, Field, Fixed, GroupChange, Kind, Missing, OnError,
+    Order, OrderBy, Query, QueryText, Spec, Test, delta, plan,
 };
 use crate::types::ErrorKind;
 use crate::types::limits::{
@@ -145,7 +146,7 @@ fn texts_of_queries_are_limited() {
     assert!(filter(&conditions(MAX_QUERY_CONDITIONS)).is_ok());
     refused(filter(&conditions(MAX_QUERY_CONDITIONS + 1)), &["33", "32"]);
     refused(
-        Query::parse(&QueryText { order: &vec!["a"; 10].join(","), ..QueryText::default() }),
+        Query::parse(&QueryText { order: &["a"; 10].join(","), ..QueryText::default() }),
         &["order", "10", "9"],
     );
 }
@@ -187,4 +188,35 @@ fn the_ranges_of_a_query_are_limited() {
     assert_eq!(ranges(8, 8), (MAX_QUERY_RANGES, 0));
     assert_eq!(ranges(8, 9), (8, 1));
     assert_eq!(ranges(65, 1), (1, 2));
+}
+
+/// A token is of its query: of the same conditions, order and groups, but of any page size.
+#[test]
+fn a_token_is_of_its_query() {
+    let definition = defined(Kind::Unique, &["$.a", "$.b"], &[], None);
+    let mut store = Store::new(definition.clone());
+    let mut batch = Batch::default();
+    for key in ["1", "2", "3"] {
+        store
+            .write(&Bytes::from(key), Some(Bytes::from_static(b"{\"a\":1,\"b\":1}")), &mut batch)
+            .expect("writes");
+    }
+    store.apply(batch).expect("applies");
+    let filter = vec![Condition { field: "a".into(), test: Test::Greater(Datum::Bool(false)) }];
+    let order = vec![OrderBy { field: "a".into(), order: Order::Asc }];
+    let base = Query { limit: 1, ..Query::default() };
+    let token = store.page(&base).expect("a page").token.expect("more");
+    let with_token = |query: Query| plan(&definition, &Query { page_token: Some(token.clone()), ..query });
+    assert!(with_token(base.clone()).is_ok());
+    assert!(with_token(Query { limit: 7, with_rows: true, ..base.clone() }).is_ok());
+    for other in [
+        Query { filter, ..base.clone() },
+        Query { order, ..base.clone() },
+        Query { group_by: Some(Vec::new()), ..base.clone() },
+        Query { aggregates: vec![Aggregate::Count], ..base.clone() },
+        Query { duplicates: true, ..base.clone() },
+    ] {
+        assert!(plan(&definition, &other).is_ok());
+        refused(with_token(other), &["another filter, order or grouping"]);
+    }
 }
