@@ -26,6 +26,8 @@ pub mod engine;
 #[cfg(feature = "server")]
 pub mod gateway;
 #[cfg(feature = "server")]
+pub mod index;
+#[cfg(feature = "server")]
 pub mod mvcc;
 #[cfg(feature = "server")]
 pub mod node;

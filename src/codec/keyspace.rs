@@ -85,6 +85,34 @@ pub fn consumers() -> KeyRange {
     KeyRange::prefix(&b"\x00consumer/"[..])
 }
 
+/// After an index's id and version: an entry, one for each row of users.
+pub const INDEX_ENTRY: u8 = 0x01;
+/// After an index's id and version: a group, one for each value.
+pub const INDEX_GROUP: u8 = 0x02;
+/// Bytes of an index row's key before its fields: keyspace, id, version, what kind of row.
+pub const INDEX_HEADER_BYTES: usize = 1 + 8 + 4 + 1;
+
+/// How keys of one version of an index begin, before what kind of row it is.
+fn index_version_prefix(id: u64, version: u32) -> BytesMut {
+    let mut key = BytesMut::with_capacity(64);
+    key.put_u8(INDEX);
+    key.put_u64(id);
+    key.put_u32(version);
+    key
+}
+
+/// How the keys of all entries ([`INDEX_ENTRY`]) or groups ([`INDEX_GROUP`]) of an index begin. Its fields follow.
+pub fn index_rows(id: u64, version: u32, rows: u8) -> BytesMut {
+    let mut key = index_version_prefix(id, version);
+    key.put_u8(rows);
+    key
+}
+
+/// All rows of one version of an index.
+pub fn index_version_range(id: u64, version: u32) -> KeyRange {
+    KeyRange::prefix(index_version_prefix(id, version))
+}
+
 /// The system key of the timestamp ceiling.
 pub const TIMESTAMP_CEILING: &[u8] = b"\x00oracle/ceiling";
 /// The system key of the highest node id given so far.
@@ -102,5 +130,10 @@ mod tests {
         assert_eq!(system_range().intersect(&users), None);
         assert_eq!(strip_user(&user_key(b"k")), Some(Bytes::from_static(b"k")));
         assert_eq!(strip_user(&Bytes::from_static(TIMESTAMP_CEILING)), None);
+        let index = index_version_range(u64::MAX, u32::MAX);
+        assert_eq!(index.intersect(&users), None);
+        assert!(index.contains(&index_rows(u64::MAX, u32::MAX, INDEX_GROUP)));
+        assert!(!index.contains(&index_rows(u64::MAX, u32::MAX - 1, INDEX_GROUP)));
+        assert_eq!(index_rows(7, 1, INDEX_ENTRY).len(), INDEX_HEADER_BYTES);
     }
 }

@@ -55,3 +55,25 @@ pub const LOCK_TTL_MS: u64 = 3_000;
 pub const RETENTION_MS: u64 = MAX_COMMAND_AGE_MS;
 /// The most that a bounded read may allow for: older versions are not kept.
 pub const MAX_STALENESS_MS: u64 = RETENTION_MS;
+/// The longest name of an index, and of a field of one, in bytes.
+pub const MAX_INDEX_NAME_BYTES: usize = 64;
+/// The most fields that an index is ordered or grouped by.
+pub const MAX_INDEX_FIELDS: usize = 8;
+/// The most covering fields of an index.
+pub const MAX_INDEX_COVERING_FIELDS: usize = 16;
+/// The longest JSON path of a field, in bytes.
+pub const MAX_INDEX_PATH_BYTES: usize = 256;
+/// The longest key of an index row, in bytes, with everything in it: index, fields, and the key of the user's row.
+/// One byte below the longest internal key, since a scan goes on behind a row at its key and a zero byte. What would
+/// take more can't be indexed, like a field of a wrong type.
+pub const MAX_INDEX_KEY_BYTES: usize = MAX_KEY_BYTES;
+/// The most that the covering fields of one row may take, in bytes. What would take more can't be indexed.
+pub const MAX_INDEX_COVERING_BYTES: usize = 64 * 1024;
+/// The longest filter, order or list of fields of a query, in bytes of text.
+pub const MAX_QUERY_BYTES: usize = 2 * 1024;
+/// The most conditions of a query.
+pub const MAX_QUERY_CONDITIONS: usize = 32;
+/// The most ranges of an index that one query reads. Lists of values that would make more are checked row by row.
+pub const MAX_QUERY_RANGES: usize = 64;
+/// The results in a page of a query that says nothing about it. The most is [`MAX_PAGE_ROWS`].
+pub const DEFAULT_QUERY_LIMIT: usize = 100;

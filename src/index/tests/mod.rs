@@ -1,0 +1,10 @@
+//! Tests of indexes: scripts, encodings, histories and queries against models that do it the simple way, and
+//! arbitrary input.
+
+mod arbitrary;
+mod encodings;
+mod histories;
+mod limits;
+mod queries;
+mod scripts;
+mod store;
