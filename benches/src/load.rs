@@ -11,8 +11,9 @@ use rand::{Rng, RngCore, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::follow::Place;
 use crate::system::{Level, Reads, System};
-use crate::{KEYS, Result, VALUE_BYTES};
+use crate::{KEYS, Result, VALUE_BYTES, follow};
 
 /// Latencies are kept from 1 us to this, with three digits.
 const MAX_LATENCY_US: u64 = 60 * 1_000_000;
@@ -28,6 +29,8 @@ pub struct Load {
     pub clients: usize,
     /// The numbers of the keys that they draw from.
     pub keys: Range<u64>,
+    /// Of consumers that catch up: where.
+    pub from: Option<Place>,
 }
 
 /// What the clients do.
@@ -51,6 +54,10 @@ pub enum Operation {
     GetAllWell,
     /// Linearizable reads of random keys of one shard, one of whose followers is slow.
     GetOneSlow,
+    /// So many consumers are told of writes to random keys while they are made.
+    Follow(usize),
+    /// So many consumers are told of many writes that were made before.
+    CatchUp(usize),
 }
 
 /// Over how many keys read-modify-writes are spread.
@@ -89,6 +96,10 @@ impl Operation {
             Self::BoundedGetOneShard => "bounded get, one shard",
             Self::GetAllWell => "get, one shard, all nodes well",
             Self::GetOneSlow => "get, one shard, one slow node",
+            Self::Follow(1) => "follow puts, 1 consumer",
+            Self::Follow(_) => "follow puts, 10 consumers",
+            Self::CatchUp(1) => "catch up, 1 consumer",
+            Self::CatchUp(_) => "catch up, 10 consumers",
         }
     }
 
@@ -164,6 +175,11 @@ pub async fn write_all_keys(system: &System) -> Result<()> {
 
 /// Runs the load's clients for `length`.
 pub async fn measure(system: &System, load: &Load, length: Duration) -> Result<Measured> {
+    match load.operation {
+        Operation::Follow(consumers) => return follow::live(system, load, consumers, length).await,
+        Operation::CatchUp(consumers) => return follow::catch_up(system, load, consumers).await,
+        _ => {}
+    }
     let started = Instant::now();
     let until = started + length;
     let mut tasks = JoinSet::new();
@@ -184,7 +200,8 @@ pub async fn measure(system: &System, load: &Load, length: Duration) -> Result<M
     Ok(measured)
 }
 
-fn nothing() -> Result<Measured> {
+/// A measurement of nothing yet.
+pub fn nothing() -> Result<Measured> {
     let (served, took) = (BTreeMap::new(), Duration::ZERO);
     Ok(Measured { latencies: histogram()?, attempts: 0, served, errors: 0, took })
 }
@@ -235,6 +252,7 @@ async fn one_operation(
         Operation::Get | Operation::GetOneShard | Operation::GetAllWell | Operation::GetOneSlow => {
             return get(system, client, turn, key(number), Level::Linearizable).await;
         }
+        Operation::Follow(_) | Operation::CatchUp(_) => return Err("consumers don't take turns".into()),
         Operation::BoundedGetOneShard => {
             return get(system, client, turn, key(number), Level::Bounded).await;
         }

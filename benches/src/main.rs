@@ -4,6 +4,7 @@
 //! of the machine hits all of them. Run it through `scripts/bench`.
 
 mod chart;
+mod follow;
 mod hot;
 mod load;
 mod pauses;

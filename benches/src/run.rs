@@ -10,7 +10,7 @@ use crate::load::{self, Contention, Load, Operation};
 use crate::report::{Results, Round, Row};
 use crate::servers::Servers;
 use crate::system::System;
-use crate::{KEYS, Result, pauses};
+use crate::{KEYS, Result, follow, pauses};
 
 /// Numbers of clients to measure with.
 const CLIENTS: [usize; 3] = [1, 64, 256];
@@ -91,6 +91,11 @@ fn loads(with_most_clients: bool) -> Vec<(Operation, usize)> {
     for contention in [Contention::Low, Contention::Medium, Contention::High] {
         loads.push((Operation::ReadModifyWrite(contention), MANY_CLIENTS));
     }
+    loads.push((Operation::Follow(1), 1));
+    for consumers in [1, 10] {
+        loads.push((Operation::Follow(consumers), MANY_CLIENTS));
+        loads.push((Operation::CatchUp(consumers), MANY_CLIENTS));
+    }
     loads.push((Operation::GetOneShard, MANY_CLIENTS));
     if with_most_clients {
         loads.push((Operation::GetOneShard, MOST_CLIENTS));
@@ -166,7 +171,10 @@ impl<'a> Run<'a> {
     }
 
     /// Measures one load on one system; `slow` is the node that is slow meanwhile.
-    async fn measure(&mut self, system: &System, load: Load, slow: Option<u64>) -> Result<()> {
+    async fn measure(&mut self, system: &System, mut load: Load, slow: Option<u64>) -> Result<()> {
+        if let Operation::CatchUp(_) = load.operation {
+            load.from = Some(follow::write_backlog(system, load.clients).await?);
+        }
         let servers = match system {
             System::Kvorum(..) | System::Ceiling(_) => self.kvorum_servers,
             System::Etcd(..) => self.etcd_servers,
@@ -193,6 +201,6 @@ impl<'a> Run<'a> {
     fn load(&self, operation: Operation, clients: usize) -> Load {
         let all: Range<u64> = 0..KEYS;
         let keys = if operation.is_of_one_shard() { self.hot.keys.clone() } else { all };
-        Load { operation, clients, keys }
+        Load { operation, clients, keys, from: None }
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_client::{Compare, CompareOp, GetOptions, KvClient, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use kvorum::client::{Policy, ReadAt};
 use kvorum::types::NodeId;
 
 use crate::Result;
+use crate::follow::Place;
 
 /// Connections to etcd's leader: with fewer, its client would be the limit before etcd is.
 const LEADER_CONNECTIONS: usize = 4;
@@ -26,7 +27,7 @@ pub enum System {
     /// kvorum through its client library: one stream to each node. Reads by `InTurn` have a client for each node.
     Kvorum(Arc<Vec<kvorum::Client>>, Reads),
     /// etcd through the etcd-client crate, connected to the leader, which serves cheapest, or to all members.
-    Etcd(Arc<Vec<KvClient>>, Reads),
+    Etcd(Arc<Vec<etcd_client::Client>>, Reads),
     /// Calls of kvorum's session that do nothing: the most that its transport can carry.
     Ceiling(kvorum::Client),
 }
@@ -101,7 +102,7 @@ impl System {
         let leader = leader.ok_or("etcd has no leader")?;
         let mut clients = Vec::new();
         for _ in 0..LEADER_CONNECTIONS {
-            clients.push(etcd_client::Client::connect([leader], None).await?.kv_client());
+            clients.push(etcd_client::Client::connect([leader], None).await?);
         }
         Ok(Self::Etcd(Arc::new(clients), Reads::Leader))
     }
@@ -111,7 +112,7 @@ impl System {
         let mut clients = Vec::new();
         for _ in 0..MEMBER_CONNECTIONS {
             for endpoint in endpoints {
-                clients.push(etcd_client::Client::connect([endpoint], None).await?.kv_client());
+                clients.push(etcd_client::Client::connect([endpoint], None).await?);
             }
         }
         Ok(Self::Etcd(Arc::new(clients), Reads::InTurn))
@@ -149,7 +150,7 @@ impl System {
                 clients[0].put(key, value).await?;
             }
             Self::Etcd(clients, _) => {
-                clients[client % clients.len()].clone().put(key, value, None).await?;
+                clients[client % clients.len()].kv_client().put(key, value, None).await?;
             }
             Self::Ceiling(kvorum) => kvorum.empty(value).await?,
         }
@@ -173,7 +174,7 @@ impl System {
                     Level::Linearizable => None,
                     Level::Bounded => Some(GetOptions::new().with_serializable()),
                 };
-                let got = clients[turn % clients.len()].clone().get(key, options).await?;
+                let got = clients[turn % clients.len()].kv_client().get(key, options).await?;
                 (!got.kvs().is_empty(), None)
             }
             Self::Ceiling(kvorum) => {
@@ -182,6 +183,19 @@ impl System {
             }
         };
         if found { Ok(node) } else { Err("a key that was written is missing".into()) }
+    }
+
+    /// Where to follow from to be told of what is written from now on.
+    pub async fn place(&self) -> Result<Place> {
+        match self {
+            Self::Kvorum(clients, _) => Ok(Place::Timestamp(clients[0].timestamp().await?.0)),
+            Self::Etcd(clients, _) => {
+                let status = clients[0].maintenance_client().status().await?;
+                let revision = status.header().map(etcd_client::ResponseHeader::revision);
+                Ok(Place::Revision(revision.ok_or("etcd does not tell its revision")? + 1))
+            }
+            Self::Ceiling(_) => Err("following has no ceiling".into()),
+        }
     }
 
     /// Writes a value under two keys, in one transaction. Answers how many attempts it took.
@@ -197,7 +211,7 @@ impl System {
             Self::Etcd(clients, _) => {
                 let puts: Vec<TxnOp> =
                     keys.into_iter().map(|key| TxnOp::put(key, value.clone(), None)).collect();
-                clients[client % clients.len()].clone().txn(Txn::new().and_then(puts)).await?;
+                clients[client % clients.len()].kv_client().txn(Txn::new().and_then(puts)).await?;
                 Ok(1)
             }
             Self::Ceiling(_) => Err("a transaction has no ceiling".into()),
@@ -217,7 +231,7 @@ impl System {
                 Ok(clients[0].transact(change).await?.attempts)
             }
             Self::Etcd(clients, _) => {
-                let mut etcd = clients[client % clients.len()].clone();
+                let mut etcd = clients[client % clients.len()].kv_client();
                 let mut attempts = 0;
                 loop {
                     attempts += 1;

@@ -150,7 +150,7 @@ impl Watch<'_> {
         let mut acknowledge = tokio::time::interval(ACKNOWLEDGE_EVERY);
         loop {
             // What is there already goes out together.
-            let followed = match changes.ready() {
+            let followed = match changes.try_next() {
                 Some(followed) => followed?,
                 None => {
                     out.flush()?;

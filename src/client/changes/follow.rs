@@ -74,7 +74,8 @@ impl Follower {
     }
 
     async fn follow(&mut self, since: Since) -> Result<(), End> {
-        let after = match since {
+        let is_oldest = since == Since::Oldest;
+        let mut after = match since {
             Since::Now => self.timestamp().await?,
             Since::Timestamp(ts) => ts,
             Since::Oldest => self.oldest().await?,
@@ -87,7 +88,21 @@ impl Follower {
                 CursorState::Scanning { at, next } => self.scan(*at, next.clone()).await?,
             },
         };
-        let mut merge = Merge::new(self.origin.followed.clone(), after)?;
+        loop {
+            let mut merge = Merge::new(self.origin.followed.clone(), after)?;
+            match self.follow_on(&mut merge, after).await {
+                // It was cut again before anything was told: the oldest is another one now.
+                Err(End::Failed(Error { oldest: Some(cut), .. }))
+                    if is_oldest && merge.watermark() == after =>
+                {
+                    after = cut;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn follow_on(&mut self, merge: &mut Merge, after: Timestamp) -> Result<(), End> {
         loop {
             let now = self.timestamp().await?;
             if after > now {
@@ -96,18 +111,18 @@ impl Follower {
                 ))
                 .into());
             }
-            if self.round(&mut merge, now).await? {
+            if self.round(merge, now).await? {
                 sleep(ROUND_PAUSE).await;
                 continue;
             }
             let news = loop {
-                match self.wait(&mut merge).await? {
+                match self.wait(merge).await? {
                     Some(news) => break news,
-                    None => self.progress(&merge).await?,
+                    None => self.progress(merge).await?,
                 }
             };
             // What is known to be there is asked for at once; a fresh timestamp would cost a trip more.
-            self.round(&mut merge, news).await?;
+            self.round(merge, news).await?;
         }
     }
 

@@ -226,7 +226,11 @@ impl ChangeStream {
     }
 
     /// The next event, where it is there already.
-    pub(crate) fn ready(&mut self) -> Option<Result<Followed>> {
+    ///
+    /// # Errors
+    ///
+    /// As for [`next`](Self::next).
+    pub fn try_next(&mut self) -> Option<Result<Followed>> {
         if self.events.is_empty()
             && let Ok(batch) = self.batches.try_recv()
         {

@@ -146,7 +146,7 @@ fn messages(
                     }
                 },
                 // What is there already goes along.
-                false => changes.ready(),
+                false => changes.try_next(),
             };
             match next {
                 Some(Ok(followed)) => {

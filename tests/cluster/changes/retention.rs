@@ -49,7 +49,7 @@ async fn consumers_that_stop_or_are_slow_hold_nothing_back() {
     let client = cluster.client().await;
     client.put(super::key(0), "first").await.expect("writes");
     let alone = write_for(&client, Duration::from_secs(5)).await;
-    // One stops for good after its first event, and one takes half a second for each.
+    // One stops for good after its first event, and one takes its time with each.
     let options = FollowOptions::all().since(Since::Oldest);
     let stopped = client.consumer("stopped", options.clone()).await.expect("opens");
     let first = stopped.follow().expect("follows").next().await.expect("an event");
@@ -62,7 +62,7 @@ async fn consumers_that_stop_or_are_slow_hold_nothing_back() {
                 Ok(followed) => slow.acknowledge(&followed.cursor()).await.expect("kept"),
                 Err(error) => return error,
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
     let beside = write_for(&client, Duration::from_secs(20)).await;
