@@ -83,6 +83,9 @@ fn to_json(error: &Error) -> Map<String, Value> {
         }
         object.insert("conflict".to_owned(), told.into());
     }
+    if let Some(oldest) = error.oldest {
+        object.insert("oldest_ts".to_owned(), oldest.0.into());
+    }
     object
 }
 

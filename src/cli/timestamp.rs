@@ -14,7 +14,8 @@ Examples:
   kvorum --output json timestamp               with the time of day
 
 The timestamp is above all that were handed out before: what is read at it sees every write that was acknowledged
-before this command. Versions are kept for ten minutes; a read at an older timestamp is refused (exit code 6).";
+before this command. Versions are kept for an hour unless the nodes are told otherwise, ten minutes at the least; a read at
+an older timestamp is refused (exit code 6).";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures::FutureExt;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use super::{input, serve};
 use crate::client::{
     Before, Change, ChangeStream, Changes, Consumer, Cursor, Event, FollowOptions, Followed, Since,
 };
-use crate::types::{Error, KeyRange, Timestamp};
+use crate::types::{Error, ErrorKind, KeyRange, Timestamp};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,6 +150,11 @@ impl Watch<'_> {
         let mut done: Option<Cursor> = None;
         let mut acknowledge = tokio::time::interval(ACKNOWLEDGE_EVERY);
         loop {
+            if acknowledge.tick().now_or_never().is_some() {
+                // Nothing is acknowledged that was not printed.
+                out.flush()?;
+                self.acknowledge(done.take()).await?;
+            }
             // What is there already goes out together.
             let followed = match changes.try_next() {
                 Some(followed) => followed?,
@@ -156,31 +162,42 @@ impl Watch<'_> {
                     out.flush()?;
                     tokio::select! {
                         followed = changes.next() => followed?,
-                        _ = acknowledge.tick() => {
-                            self.acknowledge(done.take()).await?;
-                            continue;
-                        }
+                        // To acknowledge.
+                        () = tokio::time::sleep(ACKNOWLEDGE_EVERY), if done.is_some() => continue,
                         () = stop.cancelled() => break,
                     }
                 }
             };
+            if self.is_past(&followed.event) {
+                break;
+            }
             let ends = self.tell(&mut out, &followed)?;
             done = Some(followed.cursor());
             if ends || stop.is_cancelled() {
                 break;
             }
         }
-        // Nothing is acknowledged that was not printed.
         out.flush()?;
         self.acknowledge(done).await?;
         Ok(Done::Ok)
     }
 
     async fn acknowledge(&self, done: Option<Cursor>) -> Result<(), Failure> {
-        if let (Some(consumer), Some(cursor)) = (&self.consumer, done) {
-            consumer.acknowledge(&cursor).await?;
+        let (Some(consumer), Some(cursor)) = (&self.consumer, done) else { return Ok(()) };
+        match consumer.acknowledge(&cursor).await {
+            // A later one will do as well.
+            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Undetermined) => {
+                tracing::warn!(%error, "nothing was acknowledged now");
+                Ok(())
+            }
+            acknowledged => Ok(acknowledged?),
         }
-        Ok(())
+    }
+
+    /// Whether it was committed after all that is wanted.
+    fn is_past(&self, event: &Event) -> bool {
+        let until = self.args.until.unwrap_or(Timestamp::MAX);
+        matches!(event, Event::Changes(changes) if changes.commit_ts > until)
     }
 
     /// Prints an event; answers whether it was the last one wanted.

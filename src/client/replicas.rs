@@ -220,6 +220,10 @@ impl Shared {
         until: Instant,
     ) -> (Target, Called) {
         if reading.waits {
+            if let Some(probe) = &chosen.probe {
+                // Not now: a wait is no read to copy.
+                drop(Probe { shared: Arc::clone(self), node: probe.node, outcome: Probed::Abandoned });
+            }
             return (chosen.target.clone(), self.call(&chosen.target, request, until).await);
         }
         if let Some(probe) = &chosen.probe {

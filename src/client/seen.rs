@@ -67,7 +67,10 @@ impl Seen {
             Reply::ScanPage(page) => page.at_ts,
             Reply::Timestamp(timestamp) => timestamp.ts,
             Reply::Get(get) => return self.note(get.record.as_ref().map_or(0, |record| record.commit_ts)),
-            Reply::ChangesPage(page) => return self.note(page.through_ts),
+            // Only a page that was read says something that the store has seen; others repeat what was asked.
+            Reply::ChangesPage(page) => {
+                return self.note(page.served.as_ref().map_or(0, |_| page.through_ts));
+            }
             Reply::Error(_) | Reply::Empty(_) | Reply::Consumer(_) => return,
         };
         if fresh { self.note_fresh(ts) } else { self.note(ts) }

@@ -6,7 +6,8 @@ use crate::types::{Error, Result};
 /// All of the store as it was at one timestamp: reads see one instant over all shards, however often and however
 /// late they come. Made by [`Client::snapshot`]; cheap to clone.
 ///
-/// Versions are kept for ten minutes. After that reads are refused as `TooOld`.
+/// Versions are kept for as long as the changelog, an hour unless the nodes are told otherwise, and never less than ten
+/// minutes. After that reads are refused as `TooOld`.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     client: Client,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{Datum, Source};
-use crate::types::limits::MAX_INDEX_NAME_BYTES;
+use crate::types::limits::MAX_NAME_BYTES;
 use crate::types::{Error, Result};
 
 /// Which end of a field's values comes first in an index.
@@ -105,7 +105,7 @@ impl Field {
         let name = &self.name;
         if !is_field_name(name) {
             return Err(Error::invalid(format!(
-                "{name:?} is no name of a field: it has 1 to {MAX_INDEX_NAME_BYTES} letters, digits, _ and -, and \
+                "{name:?} is no name of a field: it has 1 to {MAX_NAME_BYTES} letters, digits, _ and -, and \
                  begins with a letter or _; write NAME={}",
                 self.source
             )));
@@ -128,7 +128,7 @@ impl Field {
 /// Whether a name can stand in a query.
 fn is_field_name(name: &str) -> bool {
     let bytes = name.as_bytes();
-    bytes.len() <= MAX_INDEX_NAME_BYTES
+    bytes.len() <= MAX_NAME_BYTES
         && bytes.first().is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_')
         && bytes.iter().all(|byte| is_name_byte(*byte))
 }

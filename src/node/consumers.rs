@@ -24,6 +24,10 @@ use crate::types::{
 
 /// The most consumers of a cluster.
 const MAX_CONSUMERS: usize = 1000;
+/// The most bytes in the ends of a consumer's ranges: all consumers are told of in one reply.
+const MAX_RANGE_BYTES: usize = 8 * 1024;
+/// The most bytes in the name of an opening.
+const MAX_OPENING_BYTES: usize = 16;
 
 /// A consumer as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,25 +37,33 @@ struct Consumer {
     cursor: Bytes,
     created: Timestamp,
     acknowledged: Timestamp,
-    /// Users' keys.
+    /// Users' keys; none is all of them.
     ranges: Vec<KeyRange>,
+    /// Names the last opening: repeated it changes nothing.
+    opening: Bytes,
 }
 
 impl Consumer {
     /// Opens a consumer, or makes it.
-    fn open(old: Option<Self>, ranges: Vec<KeyRange>, reset: bool, now: Timestamp) -> Self {
+    fn open(old: Option<Self>, open: &Opening, now: Timestamp) -> Self {
         let fresh = || Self {
             epoch: 0,
             cursor: Bytes::new(),
             created: now,
             acknowledged: Timestamp::ZERO,
             ranges: Vec::new(),
+            opening: Bytes::new(),
         };
         let mut consumer = old.unwrap_or_else(fresh);
-        consumer.epoch += 1;
-        consumer.ranges = ranges;
-        if reset {
-            consumer.cursor = Bytes::new();
+        if !open.name.is_empty() && consumer.opening == open.name {
+            return consumer;
+        }
+        // By time: one that was dropped and made again must not have the epochs of before.
+        consumer.epoch = (consumer.epoch + 1).max(now.0);
+        consumer.ranges.clone_from(&open.ranges);
+        consumer.opening.clone_from(&open.name);
+        if open.reset || consumer.cursor.is_empty() {
+            consumer.cursor.clone_from(&open.start);
             consumer.acknowledged = Timestamp::ZERO;
         }
         consumer
@@ -67,7 +79,7 @@ impl Consumer {
     ) -> Result<Self> {
         if epoch != self.epoch {
             return Err(Error::new(
-                ErrorKind::Conflict,
+                ErrorKind::Denied,
                 format!(
                     "consumer {name} was opened again, under epoch {}, and this acknowledgement bears epoch {epoch}: \
                      another process has taken it over; stop, or open it again",
@@ -113,6 +125,17 @@ impl Consumer {
     }
 }
 
+/// One opening of a consumer.
+#[derive(Default)]
+struct Opening {
+    /// Names it; empty where it has no name.
+    name: Bytes,
+    ranges: Vec<KeyRange>,
+    reset: bool,
+    /// Where to begin if no cursor is kept, encoded; may be empty.
+    start: Bytes,
+}
+
 /// The order of places: by timestamp; at one, the scan comes before what follows it.
 fn place(state: &CursorState) -> (Timestamp, bool, &[u8]) {
     match state {
@@ -138,7 +161,7 @@ impl Consumers<'_> {
     ///
     /// # Errors
     ///
-    /// `Moved` where this node does not lead the system shard; `Conflict` where another process has taken the consumer
+    /// `Moved` where this node does not lead the system shard; `Denied` where another process has taken the consumer
     /// over; `Invalid` where there is no such consumer, or the cursor is none or lies before the last one.
     pub async fn serve(&self, what: What) -> Result<v1::ConsumerReply> {
         self.system.check_leads()?;
@@ -152,19 +175,35 @@ impl Consumers<'_> {
     }
 
     async fn open(&self, open: v1::OpenConsumer) -> Result<v1::ConsumerRecord> {
-        convert::check_name("a consumer", &open.name)?;
-        let ranges = match open.ranges.is_empty() {
+        let v1::OpenConsumer { name, ranges, reset, start, opening } = open;
+        convert::check_name("a consumer", &name)?;
+        let ranges = match ranges.is_empty() {
             true => Vec::new(),
-            false => convert::followed(open.ranges, Vec::new())?,
+            false => convert::followed(ranges, Vec::new())?,
         };
-        let change = |old: Option<Consumer>, now| Ok(Consumer::open(old, ranges.clone(), open.reset, now));
-        if self.find(&open.name).await?.is_none() && self.list().await?.len() >= MAX_CONSUMERS {
+        let size_bytes = |range: &KeyRange| range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
+        let range_bytes: usize = ranges.iter().map(size_bytes).sum();
+        if range_bytes > MAX_RANGE_BYTES || opening.len() > MAX_OPENING_BYTES {
+            return Err(Error::invalid(format!(
+                "the ranges of consumer {name} come to {range_bytes} bytes and the name of the opening to {}, over the \
+                 limits of {MAX_RANGE_BYTES} and {MAX_OPENING_BYTES}: follow fewer, wider ranges, and leave out what is not \
+                 wanted",
+                opening.len()
+            )));
+        }
+        if !start.is_empty() {
+            let start = Cursor::decode(&start)?;
+            start.check(self.cluster, &or_all(&ranges))?;
+            check_past(&start, self.system.read_timestamp(Timestamp::ZERO).await?)?;
+        }
+        let opening = Opening { name: opening, ranges, reset, start };
+        if self.find(&name).await?.is_none() && self.list().await?.len() >= MAX_CONSUMERS {
             return Err(Error::invalid(format!(
                 "the cluster has {MAX_CONSUMERS} consumers, the most it keeps: drop one that is not needed any more \
                  (`kvorum consumer drop`)"
             )));
         }
-        self.change(&open.name, change).await
+        self.change(&name, |old, now| Ok(Consumer::open(old, &opening, now))).await
     }
 
     async fn acknowledge(&self, acknowledge: v1::Acknowledge) -> Result<v1::ConsumerRecord> {
@@ -175,11 +214,8 @@ impl Consumers<'_> {
             let consumer = old.ok_or_else(|| {
                 Error::invalid(format!("there is no consumer {name}: open it before acknowledging"))
             })?;
-            // Whichever ranges it has: they are the consumer's own business.
-            cursor.check(self.cluster, &consumer.ranges).or_else(|error| match cursor.state() {
-                CursorState::Scanning { .. } => Ok(()),
-                CursorState::Following { .. } => Err(error),
-            })?;
+            cursor.check(self.cluster, &or_all(&consumer.ranges))?;
+            check_past(&cursor, now)?;
             consumer.acknowledge(&name, epoch, (&cursor, bytes.clone()), now)
         };
         self.change(&name, change).await
@@ -243,21 +279,45 @@ impl Consumers<'_> {
 
     async fn list(&self) -> Result<Vec<v1::ConsumerRecord>> {
         let range = keyspace::consumers();
-        let request = PageRequest {
+        let mut request = PageRequest {
             range: range.clone(),
             direction: Direction::Forward,
             keys_only: false,
             at: Timestamp::ZERO,
             max_rows: limits::MAX_PAGE_ROWS,
-            max_bytes: limits::MAX_BATCH_BYTES,
+            max_bytes: limits::MAX_PAGE_BYTES,
         };
-        let page = self.reads.page(request, ReadAt::Latest).await?.value;
-        let consumer = |(key, record): (Bytes, Record)| {
-            let name = String::from_utf8_lossy(&key[range.start.len()..]).into_owned();
-            decode(&name, &record.value)?.to_proto(&name)
-        };
-        page.rows.into_iter().map(consumer).collect()
+        let mut at = ReadAt::Latest;
+        let mut consumers = Vec::new();
+        loop {
+            let answered = self.reads.page(request.clone(), at).await?;
+            at = ReadAt::Snapshot(answered.at);
+            for (key, record) in answered.value.rows {
+                let name = String::from_utf8_lossy(&key[range.start.len()..]).into_owned();
+                consumers.push(decode(&name, &record.value)?.to_proto(&name)?);
+            }
+            match answered.value.next {
+                Some(next) => request.range.start = next,
+                None => return Ok(consumers),
+            }
+        }
     }
+}
+
+/// Refuses a cursor that no stream of this cluster can have told: anybody can make one.
+fn check_past(cursor: &Cursor, now: Timestamp) -> Result<()> {
+    let (ts, _, _) = place(cursor.state());
+    match ts <= now {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "the cursor stands at {ts}, in the future: the newest timestamp is {now}; give one that a stream told"
+        ))),
+    }
+}
+
+/// The ranges that are followed: none named are all keys.
+fn or_all(ranges: &[KeyRange]) -> Vec<KeyRange> {
+    if ranges.is_empty() { vec![KeyRange::all()] } else { ranges.to_vec() }
 }
 
 fn decode(name: &str, value: &[u8]) -> Result<Consumer> {
@@ -285,15 +345,15 @@ mod tests {
 
     #[test]
     fn a_cursor_only_moves_forward() {
-        let opened = Consumer::open(None, Vec::new(), false, Timestamp(5));
-        assert_eq!((opened.epoch, opened.created, opened.done()), (1, Timestamp(5), Ok(Timestamp::ZERO)));
+        let opened = Consumer::open(None, &Opening::default(), Timestamp(5));
+        assert_eq!((opened.epoch, opened.created, opened.done()), (5, Timestamp(5), Ok(Timestamp::ZERO)));
         let steps = [scanning(10, b""), scanning(10, b"k"), following(10), following(11), scanning(20, b"a")];
         let mut consumer = opened;
         for (position, cursor) in steps.iter().enumerate() {
-            consumer = acknowledge(&consumer, 1, cursor).expect("forward");
-            consumer = acknowledge(&consumer, 1, cursor).expect("again is no step back");
+            consumer = acknowledge(&consumer, 5, cursor).expect("forward");
+            consumer = acknowledge(&consumer, 5, cursor).expect("again is no step back");
             for earlier in &steps[..position] {
-                assert_eq!(acknowledge(&consumer, 1, earlier).expect_err("back").kind, ErrorKind::Invalid);
+                assert_eq!(acknowledge(&consumer, 5, earlier).expect_err("back").kind, ErrorKind::Invalid);
             }
         }
         assert_eq!((consumer.done(), consumer.acknowledged), (Ok(Timestamp::ZERO), Timestamp(99)));
@@ -301,17 +361,26 @@ mod tests {
 
     #[test]
     fn who_opens_last_is_alone() {
-        let first = Consumer::open(None, Vec::new(), false, Timestamp(5));
-        let first = acknowledge(&first, 1, &following(10)).expect("its own");
-        let second = Consumer::open(Some(first), vec![KeyRange::all()], false, Timestamp(6));
-        assert_eq!((second.epoch, second.created, second.done()), (2, Timestamp(5), Ok(Timestamp(10))));
+        let first = Consumer::open(None, &Opening::default(), Timestamp(5));
+        let first = acknowledge(&first, 5, &following(10)).expect("its own");
+        let named = |name: &'static [u8], start: &Cursor| Opening {
+            name: Bytes::from_static(name),
+            start: start.encode(),
+            ..Opening::default()
+        };
+        let second = Consumer::open(Some(first), &named(b"second", &following(3)), Timestamp(6));
         assert_eq!(
-            acknowledge(&second, 1, &following(11)).expect_err("taken over").kind,
-            ErrorKind::Conflict
+            Consumer::open(Some(second.clone()), &named(b"second", &following(3)), Timestamp(7)),
+            second
         );
-        acknowledge(&second, 2, &following(11)).expect("its own");
-        let reset = Consumer::open(Some(second), Vec::new(), true, Timestamp(7));
-        assert_eq!((reset.epoch, reset.cursor.is_empty()), (3, true));
-        acknowledge(&reset, 3, &following(1)).expect("anew");
+        assert_eq!((second.epoch, second.created, second.done()), (6, Timestamp(5), Ok(Timestamp(10))));
+        assert_eq!(acknowledge(&second, 5, &following(11)).expect_err("taken over").kind, ErrorKind::Denied);
+        acknowledge(&second, 6, &following(11)).expect("its own");
+        let anew = Opening { reset: true, ..named(b"third", &following(4)) };
+        let reset = Consumer::open(Some(second), &anew, Timestamp(6));
+        assert_eq!((reset.epoch, reset.done()), (7, Ok(Timestamp(4))), "what it begins with counts as done");
+        acknowledge(&reset, 7, &following(5)).expect("anew");
+        let again = Consumer::open(None, &named(b"fourth", &following(1)), Timestamp(8));
+        assert_eq!(again.epoch, 8, "one that was dropped and made again has epochs of its own");
     }
 }

@@ -278,11 +278,11 @@ impl Dispatcher {
             range: Some(convert::range_to_proto(convert::user_part(&range))),
             epoch: descriptor.epoch.0,
             through_ts: ask.after.0,
-            oldest_ts: replica.group().state().truncated.0,
             ..v1::ChangesPageReply::default()
         };
         if ask.count_only {
-            reply.behind = replica.count_changes(&range, ask.after).await?;
+            let _reading = self.begin_read()?;
+            reply.behind = replica.count_changes(ask.after).await?;
             return Ok(Reply::ChangesPage(reply));
         }
         let Some(up_to) = ask.up_to else {
@@ -297,7 +297,6 @@ impl Dispatcher {
         let reading = self.begin_read()?;
         let (page, ready) = replica.changes(&range, (ask.after, up_to), ask.before_images, deadline).await?;
         reply.through_ts = page.through.0;
-        reply.behind = page.behind;
         let transactions = page.transactions.into_iter();
         reply.transactions = transactions
             .map(|changes| convert::user_changes(changes).map(convert::changes_to_proto))

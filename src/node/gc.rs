@@ -18,6 +18,8 @@ use crate::types::{Error, Operation, RequestId, Result, Timestamp, limits};
 /// How often the safe points are looked at, at the least; oftener where the changelog is kept for a short time only. And
 /// how far a shard must have moved since for one to be raised: an idle shard's log stays as it is.
 const STEP: Duration = Duration::from_secs(30);
+/// The least of it.
+const LEAST_STEP: Duration = Duration::from_millis(250);
 /// How long raising one may take.
 const RAISE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,7 +31,7 @@ pub async fn run(
     changelog: ChangelogRetention,
     stopping: CancellationToken,
 ) {
-    let mut every = tokio::time::interval(STEP.min(changelog.time / 4));
+    let mut every = tokio::time::interval(step(changelog));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -49,13 +51,22 @@ pub async fn run(
 async fn raise_all(member: &Member, changelog: ChangelogRetention) -> Result<()> {
     let led = member.replicas().all().into_iter().filter(|replica| replica.check_leads().is_ok());
     for replica in led {
-        let Some((safe_point, truncated)) = wanted(&replica, changelog).await? else { continue };
+        let shard = replica.group().id();
+        let (safe_point, truncated) = match wanted(&replica, changelog).await {
+            Ok(Some(wanted)) => wanted,
+            Ok(None) => continue,
+            // One shard whose rows can't be read must not keep the others from it.
+            Err(error) => {
+                tracing::warn!(%shard, %error, "how far its changelog reaches can't be learnt; trying again");
+                continue;
+            }
+        };
         let now = member.timestamps().take(1).await?;
         let id = RequestId { seen: now, unique: rand::random() };
         let raise = Operation::AdvanceSafePoint { safe_point, truncated };
         // One shard without a majority must not keep the others from it.
         if let Err(error) = replica.execute(id, raise, Instant::now() + RAISE_TIMEOUT).await {
-            tracing::debug!(shard = %replica.group().id(), %error, "the safe point was not raised; trying again");
+            tracing::debug!(%shard, %error, "the safe point was not raised; trying again");
         }
     }
     Ok(())
@@ -78,11 +89,15 @@ async fn wanted(replica: &Replica, changelog: ChangelogRetention) -> Result<Opti
     };
     let truncated = before(retention_ms).max(by_size.unwrap_or_default());
     // The changelog's rows point at versions: those are kept as long.
-    let safe_point = before(limits::RETENTION_MS).min(truncated);
-    let step_ms = as_ms(STEP.min(changelog.time / 4));
+    let safe_point = before(limits::RETENTION_MS).min(truncated.max(state.truncated));
+    let step_ms = as_ms(step(changelog));
     let moved = |now: Timestamp, then: Timestamp| now.ms() > then.ms() + step_ms;
     let moves = moved(safe_point, state.safe_point) || moved(truncated, state.truncated) || by_size.is_some();
     Ok(moves.then_some((safe_point, truncated)))
+}
+
+fn step(changelog: ChangelogRetention) -> Duration {
+    STEP.min(changelog.time / 4).max(LEAST_STEP)
 }
 
 fn as_ms(time: Duration) -> u64 {
@@ -102,8 +117,12 @@ async fn publish_all(member: &Member, engine: &SharedEngine, floors: &Floors) ->
         floors.publish(shard, state.descriptor.range.clone(), state.floor());
     }
     // The changelog is written in order and never again: most of it would be rewritten late or never.
-    for range in floors.truncated() {
-        engine.drop_files(Family::Changelog, &range)?;
+    let (engine, cut) = (engine.clone(), floors.truncated());
+    let drop_all = move || cut.iter().try_for_each(|range| engine.drop_files(Family::Changelog, range));
+    match tokio::task::spawn_blocking(drop_all).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "files of the changelog could not be dropped; trying again"),
+        Err(error) => tracing::debug!(%error, "dropping files of the changelog was cut short"),
     }
     Ok(())
 }

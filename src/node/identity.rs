@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{ClusterId, Error, NodeId, Result, StoreId};
 
 /// The layout of the data directory that this build reads and writes.
-const DATA_FORMAT: u32 = 1;
+const DATA_FORMAT: u32 = 2;
 const FILE_NAME: &str = "node.json";
 
 /// A membership: the cluster, and the id it gave.
@@ -181,10 +181,10 @@ mod tests {
         assert!(error.message.contains("store is gone"), "{error}");
 
         let path = directory.path().join(FILE_NAME);
-        let newer = fs::read_to_string(&path).expect("read").replace("\"format\": 1", "\"format\": 2");
+        let newer = fs::read_to_string(&path).expect("read").replace("\"format\": 2", "\"format\": 3");
         fs::write(&path, newer).expect("written");
         let error = open(directory.path()).expect_err("newer");
-        assert!(error.message.contains("data format 2"), "{error}");
+        assert!(error.message.contains("data format 3"), "{error}");
 
         fs::write(&path, "{").expect("written");
         assert!(open(directory.path()).is_err());

@@ -7,6 +7,7 @@ mod calls;
 mod cluster_map;
 mod config;
 mod connections;
+mod consumer_lag;
 mod consumers;
 mod core;
 mod cuts;

@@ -11,6 +11,7 @@ use tonic_health::ServingStatus;
 
 use super::NodeConfig;
 use super::connections::{self, FileBudget};
+use super::consumer_lag;
 use super::core::Core;
 use super::identity;
 use super::services::{ChangelogService, ClusterService, KvService, PeerService, status_of};
@@ -160,6 +161,7 @@ pub(super) async fn open(config: NodeConfig, grpc_addr: String, files: FileBudge
 async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) -> Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(core.clone(), health));
+    tokio::spawn(consumer_lag::run(Arc::downgrade(&core), core.stopping().clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -168,7 +170,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
     let kv = KvServer::new(KvService(core.clone()))
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
-    let changelog = ChangelogServer::new(ChangelogService(core.clone()))
+    let changelog = ChangelogServer::new(ChangelogService::new(core.clone()))
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
     let cluster =

@@ -112,7 +112,7 @@ fn apply_commands(
 fn apply_command(state: &mut State, overlay: &mut Overlay<'_>, command: &Command) -> Result<Outcome> {
     if let Operation::AdvanceSafePoint { safe_point, truncated } = command.operation {
         // It has no effect that a retry could repeat: no id is looked at.
-        return Ok(gc::advance_safe_point(state, command.timestamp, safe_point, truncated));
+        return gc::advance_safe_point(state, &*overlay, command.timestamp, safe_point, truncated);
     }
     let State { descriptor, safe_point, counts, .. } = state;
     let range = &descriptor.range;

@@ -2,7 +2,7 @@
 //!
 //! A page answers with all changes committed in a stretch of time, whole transactions at a time. It reaches no further
 //! than the *resolved* timestamp: below every prepared lock of the keys asked for, since what a lock stages may be
-//! committed at any timestamp from its own on (DESIGN: resolved = min(closed, oldest prepared lock - 1)).
+//! committed at any timestamp from its own on (resolved is the closed timestamp, or what is just before the oldest lock).
 
 use bytes::Bytes;
 
@@ -47,7 +47,7 @@ pub struct ChangesRequest {
     pub up_to: Timestamp,
     /// Whether to tell what the keys held before.
     pub before_images: bool,
-    /// The page ends after the transaction that takes it past so many bytes of keys and values.
+    /// The page ends after the transaction that takes it past so many bytes of keys and values, those from before too.
     pub max_bytes: usize,
     /// The page ends after the transaction that takes it past so many rows, of other keys too.
     pub max_rows: usize,
@@ -62,12 +62,9 @@ pub struct ChangesPage {
     pub transactions: Vec<Changes>,
     /// The stretch reaches from the request's `after` to here: nothing else was, or will be, committed in between.
     pub through: Timestamp,
-    /// How many rows of the shard's changelog lie behind it, of other keys too. Nearly: a transaction over several
-    /// shards is counted when its locks are released, not when it was committed.
-    pub behind: u64,
 }
 
-/// Reads a page. `counts` and `totals` are of the state that was read before the view was taken.
+/// Reads a page. `counts` are those of the state that was read before the view was taken.
 ///
 /// # Errors
 ///
@@ -75,7 +72,7 @@ pub struct ChangesPage {
 pub fn changes_page(
     view: &dyn View,
     shard: ShardId,
-    (counts, totals): (Counts, Totals),
+    counts: Counts,
     request: &ChangesRequest,
 ) -> Result<ChangesPage> {
     let mut through = request.up_to;
@@ -84,15 +81,21 @@ pub fn changes_page(
     }
     // A reader that begins at a snapshot may be further than a lock that was undecided then: what that commits comes
     // after the snapshot.
-    let mut page = ChangesPage { through: through.max(request.after), ..ChangesPage::default() };
+    let mut page = ChangesPage { transactions: Vec::new(), through: through.max(request.after) };
     let (mut rows, mut size_bytes) = (0, 0);
-    let stretch = record::between(shard, request.after, page.through);
+    let mut whole = 0;
     let mut last = request.after;
-    for row in view.scan(Family::Changelog, &stretch, Direction::Forward) {
+    for row in
+        view.scan(Family::Changelog, &record::between(shard, request.after, page.through), Direction::Forward)
+    {
         let (commit_ts, key) = record::parse_key(&row?.0)?;
-        if commit_ts != last && (rows >= request.max_rows || size_bytes >= request.max_bytes) {
-            page.through = last;
-            break;
+        if commit_ts != last {
+            size_bytes += complete(view, request, &mut page.transactions[whole..])?;
+            whole = page.transactions.len();
+            if rows >= request.max_rows || size_bytes >= request.max_bytes {
+                page.through = last;
+                return Ok(page);
+            }
         }
         rows += 1;
         last = commit_ts;
@@ -106,13 +109,20 @@ pub fn changes_page(
             _ => page.transactions.push(Changes { commit_ts, changes: vec![change] }),
         }
     }
-    if request.before_images {
-        page.transactions
-            .iter_mut()
-            .try_for_each(|transaction| add_before(view, transaction, request.max_before_bytes))?;
-    }
-    page.behind = behind(view, shard, totals, page.through)?;
+    complete(view, request, &mut page.transactions[whole..])?;
     Ok(page)
+}
+
+/// Adds what is told besides to transactions that are whole. Answers how many bytes that is.
+fn complete(view: &dyn View, request: &ChangesRequest, transactions: &mut [Changes]) -> Result<usize> {
+    if !request.before_images {
+        return Ok(0);
+    }
+    let mut size_bytes = 0;
+    for transaction in transactions {
+        size_bytes += add_before(view, transaction, request.max_before_bytes)?;
+    }
+    Ok(size_bytes)
 }
 
 fn read_change(view: &dyn View, key: Bytes, commit_ts: Timestamp) -> Result<Change> {
@@ -128,8 +138,8 @@ fn read_change(view: &dyn View, key: Bytes, commit_ts: Timestamp) -> Result<Chan
     Ok(Change { key, value, create_ts, version, before: Before::Unasked })
 }
 
-/// Adds what the keys held before, as long as that does not come to more than `max_bytes`.
-fn add_before(view: &dyn View, transaction: &mut Changes, max_bytes: usize) -> Result<()> {
+/// Adds what the keys held before, as long as that does not come to more than `max_bytes`. Answers to how many it comes.
+fn add_before(view: &dyn View, transaction: &mut Changes, max_bytes: usize) -> Result<usize> {
     let mut size_bytes = 0;
     for change in &mut transaction.changes {
         let superseded = mvcc::superseded_at(view, &change.key, transaction.commit_ts)?;
@@ -142,17 +152,26 @@ fn add_before(view: &dyn View, transaction: &mut Changes, max_bytes: usize) -> R
             }
         };
     }
-    Ok(())
+    Ok(size_bytes)
 }
 
-/// How many rows of a shard's changelog lie after a timestamp, nearly.
-fn behind(view: &dyn View, shard: ShardId, totals: Totals, after: Timestamp) -> Result<u64> {
+/// How many changes of a shard were committed after a timestamp, nearly: a transaction over several shards is counted
+/// when its locks are released, not when it was committed. `totals` are of the state that was read before the view was
+/// taken.
+///
+/// # Errors
+///
+/// Those of the engine; `Corrupt` where rows are malformed.
+pub fn changes_after(view: &dyn View, shard: ShardId, totals: Totals, after: Timestamp) -> Result<u64> {
     let rest = record::between(shard, after, Timestamp::MAX);
     match view.scan(Family::Changelog, &rest, Direction::Forward).next() {
         Some(row) => Ok(totals.since(record::parse_value(&row?.1)?).entries + 1),
         None => Ok(0),
     }
 }
+
+/// Rows whose totals are looked at where one would do but for transactions under way.
+const NEIGHBOURS: usize = 64;
 
 /// The timestamp up to which a shard's changelog must be cut to hold at most `max_bytes` of changes; `None` where it
 /// holds no more than that. For a leader, which decides and writes it down.
@@ -164,14 +183,16 @@ pub fn cut_to_size(view: &dyn View, state: &State, max_bytes: u64) -> Result<Opt
     let shard = state.descriptor.id;
     let fits = |after: Timestamp| -> Result<(bool, Option<Timestamp>)> {
         let rest = record::between(shard, after, state.closed);
-        match view.scan(Family::Changelog, &rest, Direction::Forward).next() {
-            Some(row) => {
-                let (key, value) = row?;
-                let kept = state.changes.since(record::parse_value(&value)?).size_bytes;
-                Ok((kept <= max_bytes, Some(record::parse_key(&key)?.0)))
+        let (mut kept, mut first) = (0, None);
+        // A row of a transaction that was long under way bears totals of later: its neighbours know better.
+        for row in view.scan(Family::Changelog, &rest, Direction::Forward).take(NEIGHBOURS) {
+            let (key, value) = row?;
+            kept = state.changes.since(record::parse_value(&value)?).size_bytes.max(kept);
+            if first.is_none() {
+                first = Some(record::parse_key(&key)?.0);
             }
-            None => Ok((true, None)),
         }
+        Ok((kept <= max_bytes && (max_bytes > 0 || first.is_none()), first))
     };
     if fits(state.truncated)?.0 {
         return Ok(None);

@@ -2,26 +2,30 @@
 
 use serde::Deserialize;
 
-use super::{State, record};
+use super::{State, lock, record};
 use crate::changelog::record as changelog;
 use crate::codec;
-use crate::engine::Family;
+use crate::engine::{Family, View};
 use crate::mvcc;
 use crate::types::{Outcome, RequestId, Result, Timestamp, limits};
 
 /// Raises the safe point; one that would come nearer to the entry's timestamp than
 /// [`limits::RETENTION_MS`] is cut to that, so that no transaction is alive whose start lies below it (rule
-/// R7). Cuts the changelog, to the safe point at least. Rows stay: replicas drop them when they compact.
+/// R7). Cuts the changelog, to the safe point at least, else not past what is resolved. Rows stay: replicas drop them when they compact.
 pub(super) fn advance_safe_point(
     state: &mut State,
+    view: &dyn View,
     timestamp: Timestamp,
     wanted: Timestamp,
     truncated: Timestamp,
-) -> Outcome {
+) -> Result<Outcome> {
     let highest = Timestamp::from_ms(timestamp.ms().saturating_sub(limits::RETENTION_MS));
     state.safe_point = state.safe_point.max(wanted.min(highest));
-    state.truncated = state.truncated.max(truncated.min(timestamp)).max(state.safe_point);
-    Outcome::SafePoint { safe_point: state.safe_point }
+    // What a lock holds back nobody was told yet.
+    let oldest = lock::oldest_write(view, state.counts, &state.descriptor.range)?;
+    let resolved = oldest.map_or(timestamp, Timestamp::before);
+    state.truncated = state.truncated.max(truncated.min(resolved)).max(state.safe_point);
+    Ok(Outcome::SafePoint { safe_point: state.safe_point })
 }
 
 /// Whether a replica may drop a row of a shard whose [`Floor`](mvcc::Floor) for the family is `floor`: a version that

@@ -34,7 +34,7 @@ mod validate;
 mod tests;
 
 pub use apply::apply;
-pub use changes::{ChangesPage, ChangesRequest, changes_page, cut_to_size};
+pub use changes::{ChangesPage, ChangesRequest, changes_after, changes_page, cut_to_size};
 pub use checksum::{RowsChecksum, checksum_rows};
 pub use gc::may_drop;
 pub use read::{

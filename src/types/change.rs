@@ -34,6 +34,17 @@ pub struct Change {
     pub before: Before,
 }
 
+impl Change {
+    /// Bytes of key and values, the one from before too.
+    pub fn size_bytes(&self) -> usize {
+        let before = match &self.before {
+            Before::Value(value) => value.len(),
+            Before::Unasked | Before::Absent | Before::TooLarge => 0,
+        };
+        self.key.len() + self.value.as_ref().map_or(0, Bytes::len) + before
+    }
+}
+
 /// What a committed transaction, or a single write, changed of the keys that are followed. No key twice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Changes {
@@ -41,4 +52,11 @@ pub struct Changes {
     pub commit_ts: Timestamp,
     /// The changes, in the order of their keys.
     pub changes: Vec<Change>,
+}
+
+impl Changes {
+    /// Bytes of keys and values, those from before too.
+    pub fn size_bytes(&self) -> usize {
+        self.changes.iter().map(Change::size_bytes).sum()
+    }
 }

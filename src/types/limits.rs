@@ -53,10 +53,8 @@ pub const MAX_LISTED_BYTES: usize = 16 * 1024;
 pub const LOCK_TTL_MS: u64 = 3_000;
 /// How far the safe point of garbage collection stays behind. Not less than a transaction may live (rule R7).
 pub const RETENTION_MS: u64 = MAX_COMMAND_AGE_MS;
-/// The most that a bounded read may allow for: older versions are not kept.
+/// The most that a bounded read may allow for: older versions may not be kept.
 pub const MAX_STALENESS_MS: u64 = RETENTION_MS;
-/// The longest name of an index, and of a field of one, in bytes.
-pub const MAX_INDEX_NAME_BYTES: usize = 64;
 /// The most fields that an index is ordered or grouped by.
 pub const MAX_INDEX_FIELDS: usize = 8;
 /// The most covering fields of an index.

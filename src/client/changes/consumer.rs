@@ -1,7 +1,13 @@
 //! Named consumers: whose cursors the cluster keeps.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
 use super::{ChangeStream, FollowOptions, Since};
-use crate::changelog::Cursor;
+use crate::changelog::{Cursor, CursorState};
 use crate::client::Client;
 use crate::client::request::{Asked, mismatched};
 use crate::client::router::{Place, Target};
@@ -11,14 +17,15 @@ use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
 use crate::types::{Error, ErrorKind, KeyRange, Result, Timestamp};
 
-/// A named consumer that this process has opened. Cheap to clone.
+/// A named consumer that this process has opened. Cheap to clone: clones share what was acknowledged.
 #[derive(Clone, Debug)]
 pub struct Consumer {
     client: Client,
     name: String,
     epoch: u64,
     options: FollowOptions,
-    cursor: Option<Cursor>,
+    /// What was acknowledged last, here or before.
+    cursor: Arc<Mutex<Cursor>>,
 }
 
 /// A named consumer, as the cluster knows it.
@@ -35,12 +42,14 @@ pub struct ConsumerStatus {
 }
 
 impl Client {
-    /// Opens a named consumer, or makes it: [`follow`](Consumer::follow) goes on behind what it acknowledged last, and
-    /// begins where `options` say if that is nothing. Whoever had it open can acknowledge no more.
+    /// Opens a named consumer, or makes it: it goes on behind what it acknowledged last, and if that is nothing it begins
+    /// where `options` say, which is kept at once: what is committed from then on is told, whenever it follows. Whoever had
+    /// it open can acknowledge no more.
     ///
     /// # Errors
     ///
-    /// `Invalid` for a name that is none, for ranges that hold no key, and where the cluster has too many consumers.
+    /// `Invalid` for a name that is none, for ranges that hold no key or are too many, for a place to begin in the future,
+    /// and where the cluster has too many consumers.
     pub async fn consumer(&self, name: &str, options: FollowOptions) -> Result<Consumer> {
         self.open_consumer(name, options, false).await
     }
@@ -56,17 +65,33 @@ impl Client {
     }
 
     async fn open_consumer(&self, name: &str, options: FollowOptions, reset: bool) -> Result<Consumer> {
+        let followed = options.followed()?;
+        let start = self.place(&followed, &options.since).await?;
+        let start = Cursor::new(self.cluster()?, &followed, start).encode();
         let ranges = match options.ranges.is_empty() {
             true => Vec::new(),
-            false => options.followed()?.into_iter().map(convert::range_to_proto).collect(),
+            false => followed.into_iter().map(convert::range_to_proto).collect(),
         };
-        let open = v1::OpenConsumer { name: name.to_owned(), ranges, reset };
+        let opening = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
+        let open = v1::OpenConsumer { name: name.to_owned(), ranges, reset, start, opening };
         let record = one(self.about_consumers(What::Open(open)).await?)?;
-        let cursor = match record.cursor.is_empty() {
-            true => None,
-            false => Some(Cursor::decode(&record.cursor)?),
-        };
+        let cursor = Arc::new(Mutex::new(Cursor::decode(&record.cursor)?));
         Ok(Consumer { client: self.clone(), name: record.name, epoch: record.epoch, options, cursor })
+    }
+
+    /// The place in the changelog that is meant.
+    async fn place(&self, followed: &[KeyRange], since: &Since) -> Result<CursorState> {
+        let now = self.timestamp().await?;
+        Ok(match since {
+            Since::Now => CursorState::Following { after: now },
+            Since::Timestamp(after) => CursorState::Following { after: *after },
+            Since::Scan => CursorState::Scanning { at: now, next: Bytes::new() },
+            Since::Oldest => CursorState::Following { after: self.oldest_change(followed).await? },
+            Since::Cursor(cursor) => {
+                cursor.check(self.cluster()?, followed)?;
+                cursor.state().clone()
+            }
+        })
     }
 
     /// All named consumers, in the order of their names, and how far behind each is.
@@ -100,13 +125,14 @@ impl Client {
     ///
     /// `TooOld` with [`oldest`](Error::oldest) where the changelog was cut past the timestamp.
     pub async fn changes_after(&self, ranges: &[KeyRange], after: Timestamp) -> Result<u64> {
+        let router = self.shared.map.router();
         let mut entries = 0;
-        for range in ranges {
-            let mut rest = Some(range.clone());
-            while let Some(left) = rest {
-                let (behind, answered) = self.count_changes(&left, after).await?;
-                entries += behind;
-                rest = rest_behind(&left, &answered);
+        // A shard counts all of its changes: several of its ranges are asked about once.
+        let mut asked = HashSet::new();
+        for range in ranges.iter().flat_map(|range| router.pieces(range)) {
+            let shard = router.shard_of(&range.start).map(|(shard, _)| shard);
+            if shard.is_none_or(|shard| asked.insert(shard)) {
+                entries += self.count_changes(&range, after).await?;
             }
         }
         Ok(entries)
@@ -133,23 +159,22 @@ impl Client {
         }
     }
 
-    /// Sends a request about consumers to the leader of the system shard. All of them may be repeated.
+    /// Sends a request about consumers to the leader of the system shard. All of them may be repeated; the answer to one
+    /// that changes something may be lost for good, and then that is said.
     pub(crate) async fn about_consumers(&self, what: What) -> Result<Vec<v1::ConsumerRecord>> {
         let build = |header, _: &Target| {
             Ok(Request::Consumer(v1::ConsumerRequest { header: Some(header), what: Some(what.clone()) }))
         };
-        match self.ask(Asked { place: Place::System, build: &build, fresh: false, read: None }).await? {
+        let place = Place::System;
+        let reply = match what {
+            What::List(_) => self.ask(Asked { place, build: &build, fresh: false, read: None }).await?,
+            What::Open(_) | What::Acknowledge(_) | What::Drop(_) => self.write(place, &build).await?,
+        };
+        match reply {
             Reply::Consumer(reply) => Ok(reply.consumers),
             other => Err(mismatched(&other)),
         }
     }
-}
-
-/// The part of a range that an answer did not cover, behind it.
-fn rest_behind(asked: &KeyRange, answered: &KeyRange) -> Option<KeyRange> {
-    let end = answered.end.clone()?;
-    let rest = KeyRange::new(end, asked.end.clone());
-    (rest.start > asked.start && !rest.is_empty()).then_some(rest)
 }
 
 fn one(records: Vec<v1::ConsumerRecord>) -> Result<v1::ConsumerRecord> {
@@ -165,35 +190,31 @@ impl Consumer {
         &self.name
     }
 
-    /// What it had acknowledged last when it was opened; `None` where that was nothing.
-    pub fn cursor(&self) -> Option<&Cursor> {
-        self.cursor.as_ref()
+    /// What it has acknowledged last, here or before it was opened; if that is nothing, where it began.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor.lock().clone()
     }
 
-    /// Follows from behind what was acknowledged when the consumer was opened; if that is nothing, from where the options
-    /// say.
+    /// Follows from behind what was acknowledged last.
     ///
     /// # Errors
     ///
     /// As for [`Client::changes`].
     pub fn follow(&self) -> Result<ChangeStream> {
-        let mut options = self.options.clone();
-        if let Some(cursor) = &self.cursor {
-            options.since = Since::Cursor(cursor.clone());
-        }
-        self.client.changes(options)
+        self.client.changes(self.options.clone().since(Since::Cursor(self.cursor())))
     }
 
     /// Keeps a cursor: everything up to it is done with. Returns once that is durable.
     ///
     /// # Errors
     ///
-    /// `Conflict` where another process has opened the consumer meanwhile: stop. `Invalid` for a cursor before the last
-    /// one.
+    /// `Denied` where another process has opened the consumer meanwhile: stop. `Invalid` for a cursor before the last one.
+    /// `Undetermined` where whether it is kept can't be known: a later one may be acknowledged nevertheless.
     pub async fn acknowledge(&self, cursor: &Cursor) -> Result<()> {
         let acknowledge =
             v1::Acknowledge { name: self.name.clone(), epoch: self.epoch, cursor: cursor.encode() };
         one(self.client.about_consumers(What::Acknowledge(acknowledge)).await?)?;
+        *self.cursor.lock() = cursor.clone();
         Ok(())
     }
 }

@@ -23,12 +23,14 @@ use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
 use crate::types::{Epoch, Error, ErrorKind, KeyRange, ReadAt, Result, Timestamp};
 
-/// What a shard may be ahead of others, in bytes of changes that wait.
-const BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// What shards may be ahead of others, in bytes of changes that wait: all of them together, and each by its part.
+const BUFFER_BYTES: usize = 32 * 1024 * 1024;
 /// Shards that are asked at a time.
 const SHARDS_AT_A_TIME: usize = 16;
 /// The pause between two rounds: what is committed meanwhile travels together.
 const ROUND_PAUSE: Duration = Duration::from_millis(2);
+/// It is longer where there are many shards: a round asks each.
+const PAUSE_A_SHARD: Duration = Duration::from_micros(250);
 /// The first pause where a lock holds a shard back, and the longest.
 const LOCKED_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -42,6 +44,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Events that travel together, at most.
 const EVENTS_TOGETHER: usize = 512;
+/// And bytes of keys and values, but for the last event.
+const BYTES_TOGETHER: usize = 256 * 1024;
 
 /// The task behind a stream.
 pub(super) struct Follower {
@@ -50,6 +54,17 @@ pub(super) struct Follower {
     pub(super) before_images: bool,
     pub(super) sender: mpsc::Sender<Result<Vec<Followed>>>,
     pub(super) reach: watch::Receiver<Timestamp>,
+    /// What is wanted of the future; zero where nothing is.
+    pub(super) future: Timestamp,
+}
+
+/// What waiting has come to.
+enum Waited {
+    /// There is something to be read, up to here.
+    News(Timestamp),
+    /// Progress is wanted.
+    Wanted,
+    Nothing,
 }
 
 /// Why the task ends.
@@ -78,7 +93,7 @@ impl Follower {
         let mut after = match since {
             Since::Now => self.timestamp().await?,
             Since::Timestamp(ts) => ts,
-            Since::Oldest => self.oldest().await?,
+            Since::Oldest => self.persist(|| self.client.oldest_change(&self.origin.followed)).await?,
             Since::Scan => {
                 let at = self.timestamp().await?;
                 self.scan(at, Bytes::new()).await?
@@ -103,8 +118,12 @@ impl Follower {
     }
 
     async fn follow_on(&mut self, merge: &mut Merge, after: Timestamp) -> Result<(), End> {
+        let mut waits = Waits::default();
         loop {
             let now = self.timestamp().await?;
+            // What is wanted of the future comes by itself.
+            let wanted = *self.reach.borrow();
+            self.future = if wanted > now { wanted } else { Timestamp::ZERO };
             if after > now {
                 return Err(Error::invalid(format!(
                     "timestamp {after} is in the future: the newest is {now}; follow from that or an earlier one"
@@ -112,26 +131,37 @@ impl Follower {
                 .into());
             }
             if self.round(merge, now).await? {
-                sleep(ROUND_PAUSE).await;
+                let pieces = self.pieces(merge.wanted(usize::MAX).into_iter()).len();
+                sleep(ROUND_PAUSE.max(PAUSE_A_SHARD * u32::try_from(pieces).unwrap_or(u32::MAX))).await;
                 continue;
             }
-            let news = loop {
-                match self.wait(merge).await? {
-                    Some(news) => break news,
-                    None => self.progress(merge).await?,
+            loop {
+                let before = merge.watermark();
+                match self.wait(merge, &mut waits).await? {
+                    // What is known to be there is asked for at once; a fresh timestamp would cost a trip more.
+                    Waited::News(news) => {
+                        self.round(merge, news).await?;
+                        break;
+                    }
+                    Waited::Wanted => break,
+                    Waited::Nothing => self.progress(merge).await?,
                 }
-            };
-            // What is known to be there is asked for at once; a fresh timestamp would cost a trip more.
-            self.round(merge, news).await?;
+                if merge.watermark() == before {
+                    // A replica that hears of nobody knows of no progress: a round asks until one does.
+                    break;
+                }
+            }
         }
     }
 
     /// Asks until all is known up to `target`, and gives on what is complete. Answers whether there was anything.
     async fn round(&self, merge: &mut Merge, target: Timestamp) -> Result<bool, End> {
         let mut told = false;
+        let mut warned = Instant::now();
         let mut pause = LOCKED_PAUSE;
         while merge.watermark() < target {
-            let wanted = merge.wanted(BUFFER_BYTES).into_iter().filter(|ask| ask.after < target);
+            let share = BUFFER_BYTES / merge.parts().len().max(1);
+            let wanted = merge.wanted(share).into_iter().filter(|ask| ask.after < target);
             let asks = self.pieces(wanted);
             let mut pages = futures::stream::iter(asks)
                 .map(|ask| self.page(ask, target))
@@ -151,7 +181,7 @@ impl Follower {
             drop(pages);
             told |= self.deliver(merge).await?;
             if let Some(error) = failed {
-                tracing::debug!(%error, "a shard's changes can't be had now; asking again");
+                warn_at_times(&mut warned, &error);
                 sleep(RETRY_PAUSE).await;
             } else if advanced {
                 pause = LOCKED_PAUSE;
@@ -171,10 +201,12 @@ impl Follower {
     async fn deliver(&self, merge: &mut Merge) -> Result<bool, End> {
         let mut told = false;
         loop {
-            let mut batch = Vec::new();
+            let (mut batch, mut size_bytes) = (Vec::new(), 0);
             while batch.len() < EVENTS_TOGETHER
+                && size_bytes < BYTES_TOGETHER
                 && let Some(changes) = merge.next()
             {
+                size_bytes += changes.size_bytes();
                 let place = CursorState::Following { after: changes.commit_ts };
                 batch.push(self.followed(Event::Changes(changes), place));
             }
@@ -199,65 +231,48 @@ impl Follower {
         self.sender.send(Ok(batch)).await.map_err(|_| End::Dropped)
     }
 
-    /// Waits at every shard for a change, or until progress is wanted. Answers up to where there is something to be read;
-    /// `None` where progress is to be told.
-    async fn wait(&mut self, merge: &mut Merge) -> Result<Option<Timestamp>, End> {
-        let wanted = merge.wanted(usize::MAX);
-        let pieces = self.pieces(wanted.into_iter());
-        let mut reach = self.reach.clone();
+    /// Waits at every shard for a change, until progress is wanted, or for a while. Waits that are under way stay so: a node
+    /// can't be told that nobody waits any more.
+    async fn wait(&mut self, merge: &mut Merge, waits: &mut Waits) -> Result<Waited, End> {
+        for ask in self.pieces(merge.wanted(usize::MAX).into_iter()) {
+            if !waits.armed.contains(&ask.range) {
+                waits.armed.push(ask.range.clone());
+                waits.under_way.push(wait_at(self.client.clone(), ask));
+            }
+        }
         // A shard that can't be reached must not keep the others' news back, nor theirs of what it has told.
         let until = Instant::now() + Duration::from_millis(WAIT_MS.into()) + WAIT_SLACK;
-        let follower = &*self;
-        let mut waits: FuturesUnordered<_> = pieces.into_iter().map(|ask| follower.wait_at(ask)).collect();
+        let future = self.future;
         loop {
             tokio::select! {
-                Some(waited) = waits.next() => match waited {
-                    Ok((page, news)) => {
-                        merge.accept(page)?;
-                        if news > Timestamp::ZERO {
-                            return Ok(Some(news));
+                Some((range, waited)) = waits.under_way.next() => {
+                    waits.armed.retain(|armed| *armed != range);
+                    match waited {
+                        Ok((page, news)) => {
+                            merge.accept(page)?;
+                            // What came by a round meanwhile is no news.
+                            if news > merge.watermark() {
+                                return Ok(Waited::News(news));
+                            }
                         }
+                        Err(error) if may_pass(&error) => {
+                            tracing::debug!(%error, "a shard can't be waited at now; asking again");
+                        }
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(error) if may_pass(&error) => {
-                        tracing::debug!(%error, "a shard can't be waited at now; asking again");
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-                reached = reach.wait_for(|reach| *reach > merge.watermark()) => {
-                    return match reached {
-                        Ok(reach) => Ok(Some(*reach)),
-                        Err(_) => Err(End::Dropped),
-                    };
                 }
-                () = sleep_until(until) => return Ok(None),
+                reached = self.reach.wait_for(|reach| *reach > merge.watermark() && *reach != future) => {
+                    return reached.map(|_| Waited::Wanted).map_err(|_| End::Dropped);
+                }
+                () = sleep_until(until) => return Ok(Waited::Nothing),
             }
         }
     }
 
-    fn wait_at(&self, ask: Ask) -> BoxFuture<'_, Result<(Page, Timestamp)>> {
-        Box::pin(async move {
-            let reply = self.ask(&ask, None).await?;
-            let news = Timestamp(reply.news_ts);
-            Ok((page_of(&ask, reply)?, news))
-        })
-    }
-
     async fn page(&self, ask: Ask, up_to: Timestamp) -> Result<Page> {
-        let reply = self.ask(&ask, Some(up_to)).await?;
-        page_of(&ask, reply)
-    }
-
-    async fn ask(&self, ask: &Ask, up_to: Option<Timestamp>) -> Result<v1::ChangesPageReply> {
-        let request = v1::ChangesPageRequest {
-            header: None,
-            range: Some(convert::range_to_proto(ask.range.clone())),
-            after_ts: ask.after.0,
-            up_to_ts: up_to.unwrap_or_default().0,
-            wait_ms: if up_to.is_some() { 0 } else { WAIT_MS },
-            before_images: self.before_images,
-            count_only: false,
-        };
-        self.client.changes_page(request).await
+        let before_images = self.before_images;
+        let request = v1::ChangesPageRequest { up_to_ts: up_to.0, before_images, ..request(&ask) };
+        page_of(&ask, self.client.changes_page(request).await?)
     }
 
     /// Cuts what is asked for at the bounds of shards, as the map has them. A shard that was cut meanwhile answers for
@@ -276,26 +291,6 @@ impl Follower {
         self.persist(|| self.client.timestamp()).await
     }
 
-    /// Where the oldest change is kept of all shards that are followed.
-    async fn oldest(&self) -> Result<Timestamp, End> {
-        let mut oldest = Timestamp::ZERO;
-        'again: loop {
-            let whole = self.origin.followed.iter().cloned();
-            for ask in self.pieces(whole.map(|range| Ask { range, after: oldest, epoch: None })) {
-                let count = || self.client.count_changes(&ask.range, ask.after);
-                match self.persist(count).await {
-                    Ok(_) => {}
-                    Err(End::Failed(Error { oldest: Some(cut), .. })) if cut > oldest => {
-                        oldest = cut;
-                        continue 'again;
-                    }
-                    Err(end) => return Err(end),
-                }
-            }
-            return Ok(oldest);
-        }
-    }
-
     /// Does something until it is done, or fails for good.
     async fn persist<T, F: Future<Output = Result<T>>>(&self, what: impl Fn() -> F) -> Result<T, End> {
         let mut warned = Instant::now();
@@ -303,10 +298,7 @@ impl Follower {
             match what().await {
                 Ok(done) => return Ok(done),
                 Err(error) if may_pass(&error) => {
-                    if warned.elapsed() >= WARN_EVERY {
-                        tracing::warn!(%error, "changes can't be followed now; trying on");
-                        warned = Instant::now();
-                    }
+                    warn_at_times(&mut warned, &error);
                     if self.sender.is_closed() {
                         return Err(End::Dropped);
                     }
@@ -341,7 +333,7 @@ impl Follower {
     async fn scan_range(&self, at: Timestamp, start: &mut Bytes, end: Option<Bytes>) -> Result<(), End> {
         let options = ScanOptions { start: start.clone(), end, ..ScanOptions::default() };
         let mut scan = self.client.scan_as_of(options, ReadAt::Snapshot(at));
-        let mut batch = Vec::new();
+        let (mut batch, mut size_bytes) = (Vec::new(), 0);
         while let Some(row) = scan.next().await {
             let row = match row {
                 Ok(row) => row,
@@ -352,12 +344,54 @@ impl Follower {
             };
             *start = after(&row.key);
             let place = CursorState::Scanning { at, next: start.clone() };
+            size_bytes += row.key.len() + row.record.value.len();
             batch.push(self.followed(Event::Row(row), place));
-            if batch.len() >= EVENTS_TOGETHER {
+            if batch.len() >= EVENTS_TOGETHER || size_bytes >= BYTES_TOGETHER {
+                size_bytes = 0;
                 self.send(std::mem::take(&mut batch)).await?;
             }
         }
         self.send(batch).await
+    }
+}
+
+/// A wait at one shard: which keys it is about, what it came to, and up to where there is something to be read.
+type WaitAt = BoxFuture<'static, (KeyRange, Result<(Page, Timestamp)>)>;
+
+/// Waits under way.
+#[derive(Default)]
+struct Waits {
+    under_way: FuturesUnordered<WaitAt>,
+    /// What they are about.
+    armed: Vec<KeyRange>,
+}
+
+fn wait_at(client: Client, ask: Ask) -> WaitAt {
+    Box::pin(async move {
+        let waited = async {
+            let reply =
+                client.changes_page(v1::ChangesPageRequest { wait_ms: WAIT_MS, ..request(&ask) }).await?;
+            let news = Timestamp(reply.news_ts);
+            Ok((page_of(&ask, reply)?, news))
+        };
+        let waited = waited.await;
+        (ask.range, waited)
+    })
+}
+
+fn request(ask: &Ask) -> v1::ChangesPageRequest {
+    v1::ChangesPageRequest {
+        range: Some(convert::range_to_proto(ask.range.clone())),
+        after_ts: ask.after.0,
+        ..v1::ChangesPageRequest::default()
+    }
+}
+
+/// Says that something fails which may go on failing.
+fn warn_at_times(warned: &mut Instant, error: &Error) {
+    if warned.elapsed() >= WARN_EVERY {
+        tracing::warn!(%error, "changes can't be followed now; trying on");
+        *warned = Instant::now();
     }
 }
 
@@ -390,17 +424,27 @@ fn page_of(ask: &Ask, reply: v1::ChangesPageReply) -> Result<Page> {
 }
 
 impl Client {
-    /// How many changes of the shard that holds the range's first key were committed after a timestamp, nearly, and the
-    /// part of the range that this answers for.
-    pub(super) async fn count_changes(&self, range: &KeyRange, after: Timestamp) -> Result<(u64, KeyRange)> {
+    /// After which timestamp changes are kept, in all shards of these ranges.
+    pub(super) async fn oldest_change(&self, ranges: &[KeyRange]) -> Result<Timestamp> {
+        let mut oldest = Timestamp::ZERO;
+        loop {
+            match self.changes_after(ranges, oldest).await {
+                Ok(_) => return Ok(oldest),
+                Err(Error { oldest: Some(cut), .. }) if cut > oldest => oldest = cut,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How many changes of the shard that holds the range's first key were committed after a timestamp, nearly.
+    pub(super) async fn count_changes(&self, range: &KeyRange, after: Timestamp) -> Result<u64> {
         let request = v1::ChangesPageRequest {
             range: Some(convert::range_to_proto(range.clone())),
             after_ts: after.0,
             count_only: true,
             ..v1::ChangesPageRequest::default()
         };
-        let reply = self.changes_page(request).await?;
-        Ok((reply.behind, convert::range_from_proto(reply.range.unwrap_or_default())?))
+        Ok(self.changes_page(request).await?.behind)
     }
 
     /// Asks a replica of the shard that holds the range's first key, and for no more than that shard holds.
@@ -416,7 +460,7 @@ impl Client {
                 ..request.clone()
             }))
         };
-        let waits = request.up_to_ts == 0;
+        let waits = request.up_to_ts == 0 && !request.count_only;
         let read = Some(Reading { policy: self.policy, prefer: None, route: None, waits });
         let place = Place::Key(&range.start);
         match self.ask(Asked { place, build: &build, fresh: false, read }).await? {

@@ -8,6 +8,7 @@ mod follow;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -16,12 +17,15 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Client, Row};
 use crate::changelog::{Cursor, CursorState};
 use crate::rpc::validate;
-use crate::types::{Change, Changes, ClusterId, Error, KeyRange, Result, Timestamp};
+use crate::types::{Change, Changes, ClusterId, Error, KeyRange, Result, Timestamp, limits};
 
 pub use consumer::{Consumer, ConsumerStatus};
 
 /// Batches of events that wait for whoever follows, at most.
 const BATCHES_WAITING: usize = 2;
+
+/// How long one of the calls behind a stream may take before it is made again.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where following begins.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -90,6 +94,13 @@ impl FollowOptions {
     fn followed(&self) -> Result<Vec<KeyRange>> {
         let every = [KeyRange::all()];
         let ranges = if self.ranges.is_empty() { &every[..] } else { &self.ranges };
+        if ranges.len() > limits::MAX_FOLLOWED_RANGES {
+            return Err(Error::invalid(format!(
+                "{} ranges are to be followed, over the limit of {}: follow wider ones, and leave out what is not wanted",
+                ranges.len(),
+                limits::MAX_FOLLOWED_RANGES
+            )));
+        }
         ranges.iter().try_for_each(|range| validate::range(&range.start, range.end.as_deref()))?;
         let joined = KeyRange::join(ranges.to_vec());
         if joined.is_empty() {
@@ -124,14 +135,15 @@ pub struct Followed {
 /// What all cursors of a stream say.
 #[derive(PartialEq, Eq, Debug)]
 struct Origin {
-    cluster: ClusterId,
+    /// At some place.
+    cursor: Cursor,
     followed: Vec<KeyRange>,
 }
 
 impl Followed {
     /// Goes on right behind the event: keep it once the event is done with.
     pub fn cursor(&self) -> Cursor {
-        Cursor::new(self.origin.cluster, &self.origin.followed, self.place.clone())
+        self.origin.cursor.at(self.place.clone())
     }
 }
 
@@ -170,24 +182,29 @@ impl Client {
     /// `Invalid` for ranges that hold no key, and for a cursor of another cluster, or of a scan of other ranges.
     pub fn changes(&self, options: FollowOptions) -> Result<ChangeStream> {
         let followed = options.followed()?;
-        let cluster = self
-            .cluster_id()
-            .parse()
-            .map_err(|_| Error::unavailable("the client does not know its cluster yet: try again"))?;
+        let cluster = self.cluster()?;
         if let Since::Cursor(cursor) = &options.since {
             cursor.check(cluster, &followed)?;
         }
         let (sender, batches) = mpsc::channel(BATCHES_WAITING);
         let (reach, reached) = watch::channel(Timestamp::ZERO);
+        let cursor = Cursor::new(cluster, &followed, CursorState::Following { after: Timestamp::ZERO });
         let follower = follow::Follower {
-            client: self.clone(),
-            origin: Arc::new(Origin { cluster, followed }),
+            // It goes on for as long as it is wanted: the client's deadline is not about it.
+            client: self.with_deadline(CALL_DEADLINE),
+            origin: Arc::new(Origin { cursor, followed }),
             before_images: options.before_images,
             sender,
             reach: reached,
+            future: Timestamp::ZERO,
         };
         let task = tokio::spawn(follower.run(options.since));
         Ok(ChangeStream { events: VecDeque::new(), batches, reach, _task: AbortOnDropHandle::new(task) })
+    }
+
+    fn cluster(&self) -> Result<ClusterId> {
+        let cluster = self.cluster_id().parse();
+        cluster.map_err(|_| Error::unavailable("the client does not know its cluster yet: try again"))
     }
 
     /// What a key held before it was changed, where the change does not tell
@@ -243,7 +260,7 @@ impl ChangeStream {
     }
 
     /// Has the stream tell soon of everything up to `ts`, also where nothing is changed: the next
-    /// [`Event::Progress`] at or above it comes as soon as that is known.
+    /// [`Event::Progress`] at or above it comes as soon as that is known. One in the future comes when its time has come.
     pub fn reach(&self, ts: Timestamp) {
         self.reach.send_if_modified(|reach| {
             let is_later = ts > *reach;

@@ -10,7 +10,7 @@ use crate::index::{
 };
 use crate::types::ErrorKind;
 use crate::types::limits::{
-    MAX_INDEX_COVERING_BYTES, MAX_INDEX_KEY_BYTES, MAX_INDEX_NAME_BYTES, MAX_KEY_BYTES, MAX_QUERY_BYTES,
+    MAX_INDEX_COVERING_BYTES, MAX_INDEX_KEY_BYTES, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_QUERY_BYTES,
     MAX_QUERY_CONDITIONS, MAX_QUERY_RANGES,
 };
 
@@ -127,13 +127,13 @@ fn refused<T: std::fmt::Debug>(result: crate::types::Result<T>, parts: &[&str]) 
 fn names_and_prefixes_are_limited() {
     let base = defined(Kind::Value, &["$.a"], &[], None).spec().clone();
     let new = |spec: Spec| Definition::new(1, 1, spec);
-    assert!(new(Spec { name: "n".repeat(MAX_INDEX_NAME_BYTES), ..base.clone() }).is_ok());
-    refused(new(Spec { name: "n".repeat(MAX_INDEX_NAME_BYTES + 1), ..base.clone() }), &["64"]);
+    assert!(new(Spec { name: "n".repeat(MAX_NAME_BYTES), ..base.clone() }).is_ok());
+    refused(new(Spec { name: "n".repeat(MAX_NAME_BYTES + 1), ..base.clone() }), &["64"]);
     assert!(new(Spec { prefix: vec![1; MAX_KEY_BYTES].into(), ..base.clone() }).is_ok());
     refused(new(Spec { prefix: vec![1; MAX_KEY_BYTES + 1].into(), ..base.clone() }), &["4097", "4096"]);
     let field = |length: usize| format!("{}=$.a", "n".repeat(length)).parse::<Field>();
-    assert!(field(MAX_INDEX_NAME_BYTES).is_ok());
-    refused(field(MAX_INDEX_NAME_BYTES + 1), &["64"]);
+    assert!(field(MAX_NAME_BYTES).is_ok());
+    refused(field(MAX_NAME_BYTES + 1), &["64"]);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Reading a replica's changelog: pages of what was committed, and waiting until there is something to be read.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::local::{Instance, Ready, broken_off};
+use crate::engine::View;
 use crate::node::replica::Replica;
-use crate::raft;
+use crate::raft::Leadership;
 use crate::shard::{self, ChangesPage, ChangesRequest, State};
 use crate::types::{Error, KeyRange, Result, Timestamp, limits};
 
@@ -60,17 +60,19 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// `TooOld` where the changelog was cut past `after`.
-    pub async fn count_changes(&self, range: &KeyRange, after: Timestamp) -> Result<u64> {
-        let request = look(range, after, after);
-        Ok(self.read_changes(request).await?.behind)
+    /// `TooOld` with [`oldest`](Error::oldest) where the changelog was cut past `after`.
+    pub async fn count_changes(&self, after: Timestamp) -> Result<u64> {
+        self.on_rows(after, move |state, view| {
+            shard::changes_after(view, state.descriptor.id, state.changes, after)
+        })
+        .await
     }
 
     /// Waits until this replica has a change in a part of the shard that was committed after `after`, or for `most`.
     ///
     /// # Errors
     ///
-    /// `TooOld` where the changelog was cut past `after`.
+    /// `TooOld` with [`oldest`](Error::oldest) where the changelog was cut past `after`.
     pub async fn wait_for_changes(
         &self,
         range: &KeyRange,
@@ -82,22 +84,34 @@ impl Replica {
         let mut known = after;
         let mut looked_at = None;
         loop {
+            if let Leadership::Stopped { .. } = self.group.leadership() {
+                return Err(self.not_ready("has stopped"));
+            }
             applied.borrow_and_update();
-            // Before the state: what is closed then is in the rows.
-            let closed = self.closed();
+            // Before the timestamp: what is applied in between is looked at twice, not never.
             let state = self.group.state();
             let seen = (state.changes.entries, state.counts.locks);
-            // Nothing written and no lock released: nothing to be seen that was not there.
+            let closed = self.closed();
+            let at_end = Instant::now() >= until;
+            // Where nothing was written and no lock released since, nothing is there that was not.
             let is_same = looked_at == Some(seen);
-            if closed > known && (!is_same || Instant::now() >= until) {
+            if is_same && state.counts.write_locks() == 0 {
+                known = known.max(closed);
+            }
+            if closed > known && (at_end || !is_same) {
                 let page = self.read_changes(look(range, known, closed)).await?;
                 if !page.transactions.is_empty() {
                     return Ok(Waited { through: known, news: Some(page.through) });
                 }
+                let advanced = page.through > known;
                 known = page.through;
+                if advanced && known < closed && !at_end {
+                    // There are more rows than a page looks at, or a lock is in the way, which the next look tells.
+                    continue;
+                }
                 looked_at = Some(seen);
             }
-            if Instant::now() >= until {
+            if at_end {
                 return Ok(Waited { through: known, news: None });
             }
             let moves = async {
@@ -116,15 +130,32 @@ impl Replica {
         if !self.group.state().descriptor.range.covers(&request.range) {
             return Err(self.moved(None));
         }
+        self.on_rows(request.after, move |state, view| {
+            shard::changes_page(view, state.descriptor.id, state.counts, &request)
+        })
+        .await
+    }
+
+    /// Reads what was committed after a timestamp, where that is kept: with a state and the rows then or later. The
+    /// versions that rows point at stay until it is done.
+    async fn on_rows<T: Send + 'static>(
+        &self,
+        after: Timestamp,
+        read: impl FnOnce(&State, &dyn View) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let replica = self.group.replica();
-        check_kept(&replica.state(), request.after)?;
-        // The versions that rows point at must stay until they are read.
-        let hold = self.floors.hold(self.group.id(), request.after)?;
-        let page = tokio::task::spawn_blocking(move || {
+        check_kept(&replica.state(), after)?;
+        let hold = self.floors.hold(self.group.id(), after);
+        let hold = hold.map_err(|error| check_kept(&replica.state(), after).err().unwrap_or(error))?;
+        let read = tokio::task::spawn_blocking(move || {
             let _hold = hold;
-            read_page(&replica, &request)
+            let state = replica.state();
+            let view = replica.view()?;
+            // A snapshot may have taken the place of everything in between.
+            check_kept(&replica.state(), after)?;
+            read(&state, &*view)
         });
-        page.await.map_err(broken_off)?
+        read.await.map_err(broken_off)?
     }
 }
 
@@ -139,14 +170,6 @@ fn look(range: &KeyRange, after: Timestamp, up_to: Timestamp) -> ChangesRequest 
         max_rows: MAX_ROWS,
         max_before_bytes: 0,
     }
-}
-
-fn read_page(replica: &Arc<raft::Replica>, request: &ChangesRequest) -> Result<ChangesPage> {
-    let state = replica.state();
-    let view = replica.view()?;
-    // A snapshot may have taken the place of everything in between.
-    check_kept(&replica.state(), request.after)?;
-    shard::changes_page(&*view, replica.group(), (state.counts, state.changes), request)
 }
 
 /// Whether the changelog still has everything after a timestamp.

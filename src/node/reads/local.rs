@@ -161,7 +161,7 @@ impl Replica {
         self.ready(Need::Snapshot(instance.at), deadline).await
     }
 
-    fn not_ready(&self, why: &str) -> Error {
+    pub(super) fn not_ready(&self, why: &str) -> Error {
         let (shard, node): (ShardId, NodeId) = (self.group.id(), self.group.node());
         Error::unavailable(format!("the replica of shard {shard} on node {node} {why}: ask another one"))
     }

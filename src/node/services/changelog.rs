@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::client::{ChangeStream, Client, Cursor, Event, FollowOptions, Followed, Since};
@@ -12,22 +13,33 @@ use crate::rpc::v1::changelog_server::Changelog;
 use crate::rpc::v1::consumer_request::What;
 use crate::rpc::v1::follow_request::From;
 use crate::rpc::{convert, v1, validate};
-use crate::types::{Change, Error, Result};
+use crate::types::{Before, Changes, Error, Result, limits};
 
 /// Events that travel together, at most.
 const MAX_EVENTS_TOGETHER: usize = 512;
 /// A message is sent once its events come to so many bytes.
 const MAX_EVENT_BYTES: usize = 256 * 1024;
 
+/// Streams of one node at once.
+const MAX_FOLLOWERS: usize = 1024;
+
 /// The public changelog service.
-pub struct ChangelogService(pub Arc<Core>);
+pub struct ChangelogService {
+    core: Arc<Core>,
+    followers: Arc<Semaphore>,
+}
 
 impl ChangelogService {
+    /// The service of a node.
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+    }
+
     /// A client with the caller's deadline, once the header is checked.
     async fn client(&self, header: Option<&v1::Header>) -> Result<Client> {
         let header = validate::header(header)?;
-        header.check_cluster(self.0.member()?.cluster())?;
-        Ok(self.0.client().await?.with_deadline(header.deadline))
+        header.check_cluster(self.core.member()?.cluster())?;
+        Ok(self.core.client().await?.with_deadline(header.deadline))
     }
 
     async fn about(&self, header: Option<&v1::Header>, what: What) -> Result<Vec<v1::ConsumerRecord>> {
@@ -94,8 +106,13 @@ impl Changelog for ChangelogService {
     type FollowStream = EventStream;
 
     async fn follow(&self, request: Request<v1::FollowRequest>) -> Result<Response<EventStream>, Status> {
+        let place = self.followers.clone().try_acquire_owned().map_err(|_| {
+            status(Error::overloaded(format!(
+                "{MAX_FOLLOWERS} streams of changes are open at this node, the most it has: follow at another one"
+            )))
+        })?;
         let changes = self.begin(request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(Box::pin(messages(changes, self.0.stopping().clone()))))
+        Ok(Response::new(Box::pin(messages(changes, place, self.core.stopping().clone()))))
     }
 
     async fn open_consumer(
@@ -131,9 +148,11 @@ impl Changelog for ChangelogService {
 /// node's memory.
 fn messages(
     mut changes: ChangeStream,
+    place: OwnedSemaphorePermit,
     stopping: tokio_util::sync::CancellationToken,
 ) -> impl Stream<Item = Result<v1::FollowReply, Status>> + Send {
     async_stream::stream! {
+        let _place = place;
         let mut events = Vec::new();
         let mut size_bytes = 0;
         loop {
@@ -149,7 +168,10 @@ fn messages(
                 false => changes.try_next(),
             };
             match next {
-                Some(Ok(followed)) => {
+                Some(Ok(mut followed)) => {
+                    if let Event::Changes(changes) = &mut followed.event {
+                        fit(changes);
+                    }
                     size_bytes += bytes_of(&followed.event);
                     events.push(event_to_proto(followed));
                     if events.len() < MAX_EVENTS_TOGETHER && size_bytes < MAX_EVENT_BYTES {
@@ -157,6 +179,10 @@ fn messages(
                     }
                 }
                 Some(Err(error)) => {
+                    // What came before it was told.
+                    if !events.is_empty() {
+                        yield Ok(v1::FollowReply { events });
+                    }
                     yield Err(status(error));
                     return;
                 }
@@ -168,11 +194,24 @@ fn messages(
     }
 }
 
+/// Leaves values from before out of a transaction over many shards, so that a message can carry it: each shard told as
+/// much as one message may.
+fn fit(changes: &mut Changes) {
+    let mut left = limits::MAX_BEFORE_BYTES;
+    for change in &mut changes.changes {
+        if let Before::Value(value) = &change.before {
+            match left.checked_sub(value.len()) {
+                Some(rest) => left = rest,
+                None => change.before = Before::TooLarge,
+            }
+        }
+    }
+}
+
 fn bytes_of(event: &Event) -> usize {
-    let of_change = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, bytes::Bytes::len);
     match event {
         Event::Row(row) => row.key.len() + row.record.value.len(),
-        Event::Changes(changes) => changes.changes.iter().map(of_change).sum(),
+        Event::Changes(changes) => changes.size_bytes(),
         Event::Progress(_) => 0,
     }
 }

@@ -44,8 +44,8 @@ struct Places {
 
 /// What a request holds of its session.
 struct Place {
-    /// Until its reply is on its way.
-    _one: OwnedSemaphorePermit,
+    /// Until its reply is on its way. Nothing for a wait: those are bounded by the node.
+    _one: Option<OwnedSemaphorePermit>,
     /// Until it is answered. Nothing where it is small.
     request_kib: Option<OwnedSemaphorePermit>,
     /// Its message's share of what all sessions of the node may hold; until it is answered.
@@ -66,7 +66,10 @@ impl Places {
 
     /// A place at once, or `None`.
     fn try_take(&self, request: &SessionRequest) -> Option<Place> {
-        let one = self.all.clone().try_acquire_owned().ok()?;
+        let one = match waits(request) {
+            true => None,
+            false => Some(self.all.clone().try_acquire_owned().ok()?),
+        };
         let request_kib = match kib(request, MAX_REQUEST_KIB) {
             0 => None,
             kib => Some(self.request_kib.clone().try_acquire_many_owned(kib).ok()?),
@@ -76,7 +79,10 @@ impl Places {
 
     /// A place as soon as there is one; `None` never comes, since the semaphores are not closed.
     async fn take(&self, request: &SessionRequest) -> Option<Place> {
-        let one = self.all.clone().acquire_owned().await.ok()?;
+        let one = match waits(request) {
+            true => None,
+            false => Some(self.all.clone().acquire_owned().await.ok()?),
+        };
         let request_kib = match kib(request, MAX_REQUEST_KIB) {
             0 => None,
             kib => Some(self.request_kib.clone().acquire_many_owned(kib).await.ok()?),
@@ -101,6 +107,11 @@ impl Places {
         };
         mib as u32
     }
+}
+
+/// Whether a request waits for something to happen, and takes nothing meanwhile.
+fn waits(request: &SessionRequest) -> bool {
+    matches!(&request.request, Some(Request::ChangesPage(page)) if page.up_to_ts == 0 && !page.count_only)
 }
 
 /// The size of a message in KiB, rounded down, at most `most`.
@@ -171,7 +182,8 @@ async fn read(
                     }
                 }
             };
-            place.node_room = Some(node_room.clone());
+            // A wait must not keep what its message took.
+            place.node_room = (!waits(&request)).then(|| node_room.clone());
             admitted.push((request, place));
         }
         start(&core, &places, &replies, admitted);

@@ -25,6 +25,8 @@ enum Step {
     Finish(usize, Option<u64>),
     /// Raises the safe point, and cuts the changelog so much further on.
     Cut(u64),
+    /// A reader learns the state, and reads later.
+    Remember,
     /// Reads pages: from so far back, so large.
     Read {
         back: u64,
@@ -44,6 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (key(), key(), any::<u8>()).prop_map(|(a, b, value)| Step::Prepare(a, b, value)),
         3 => (0..4_usize, proptest::option::weighted(0.7, 0..30_u64)).prop_map(|(one, at)| Step::Finish(one, at)),
         1 => (0..200_u64).prop_map(Step::Cut),
+        1 => Just(Step::Remember),
         3 => (0..400_u64, 1..5_usize, 1..20_usize, key(), key())
             .prop_map(|(back, rows, bytes, start, end)| Step::Read { back, rows, bytes, start, end }),
     ];
@@ -62,6 +65,8 @@ struct World {
     state: State,
     floors: std::sync::Arc<Floors>,
     open: Vec<Open>,
+    /// Locks counted some steps ago, and what was closed then: what a reader may have learnt before it took its view.
+    earlier: (Counts, Timestamp),
     /// By how much the next command's timestamp jumps ahead.
     jump: u64,
     /// What each key holds.
@@ -76,7 +81,16 @@ impl World {
         let floors = Floors::new(shard::may_drop);
         engine.set_drop_rules(floors.clone());
         let (holds, committed) = (BTreeMap::new(), BTreeMap::new());
-        Self { engine, state: new_state(), floors, open: Vec::new(), jump: 0, holds, committed }
+        Self {
+            engine,
+            state: new_state(),
+            floors,
+            open: Vec::new(),
+            earlier: Default::default(),
+            jump: 0,
+            holds,
+            committed,
+        }
     }
 
     /// Applies a command a little later.
@@ -129,6 +143,7 @@ impl World {
             Step::Prepare(a, b, byte) => self.prepare([key(a), key(b)], &value(byte)),
             Step::Finish(which, at) => self.finish(*which, *at),
             Step::Cut(further) => self.cut(*further),
+            Step::Remember => self.earlier = (self.state.counts, self.state.closed),
             Step::Read { back, rows, bytes, start, end } => {
                 let range = KeyRange::new(key(start.min(end)), Some(key(start.max(end))));
                 for range in [KeyRange::all(), range] {
@@ -193,11 +208,6 @@ impl World {
         }
     }
 
-    fn resolved(&self) -> Timestamp {
-        let oldest = self.open.iter().map(|open| open.prepare_ts.before()).min();
-        oldest.unwrap_or(Timestamp::MAX).min(self.state.closed)
-    }
-
     /// Reads from `back` timestamps ago to the end by pages, and compares with the record.
     fn check(&self, range: &KeyRange, back: u64, max_rows: usize, max_bytes: usize) {
         let newest = self.committed.keys().last().copied().unwrap_or(self.state.closed);
@@ -221,13 +231,37 @@ impl World {
             found.extend(page.transactions);
             let is_last = page.through == after;
             after = page.through;
-            if is_last || after >= self.resolved().max(begin) {
+            if is_last || after >= self.resolved_in(range).max(begin) {
                 break;
             }
         }
+        self.check_earlier(range, begin);
         let reached = self.resolved_in(range).max(begin);
         assert_eq!(after, reached, "as far as the oldest lock of the keys, and no further");
         assert_eq!(found, self.expected(range, begin, reached));
+    }
+
+    /// The rows may be later than the state that the reader knows.
+    fn check_earlier(&self, range: &KeyRange, begin: Timestamp) {
+        let (counts, closed) = self.earlier;
+        if begin > closed {
+            return;
+        }
+        let request = ChangesRequest {
+            range: range.clone(),
+            after: begin,
+            up_to: closed,
+            before_images: true,
+            max_bytes: usize::MAX,
+            max_rows: usize::MAX,
+            max_before_bytes: 1000,
+        };
+        let view = self.engine.view();
+        let page =
+            shard::changes_page(view.as_ref(), self.state.descriptor.id, counts, &request).expect("reads");
+        let reached = self.resolved_in(range).min(closed).max(begin);
+        assert_eq!(page.through, reached, "a lock of later does not matter to what was closed before");
+        assert_eq!(page.transactions, self.expected(range, begin, reached));
     }
 
     fn resolved_in(&self, range: &KeyRange) -> Timestamp {
@@ -237,8 +271,7 @@ impl World {
     }
 
     fn page(&self, view: &dyn View, request: &ChangesRequest) -> ChangesPage {
-        let known = (self.state.counts, self.state.changes);
-        shard::changes_page(view, self.state.descriptor.id, known, request).expect("reads")
+        shard::changes_page(view, self.state.descriptor.id, self.state.counts, request).expect("reads")
     }
 
     fn expected(&self, range: &KeyRange, after: Timestamp, through: Timestamp) -> Vec<Changes> {
@@ -302,7 +335,8 @@ fn a_changelog_that_is_too_large_is_cut_to_what_it_may_hold() {
     world.apply(None, Operation::AdvanceSafePoint { safe_point: Timestamp::ZERO, truncated: half });
     assert_eq!(world.state.truncated, half);
     assert_eq!(cut(&world, all / 2), None, "once is enough");
-    assert_eq!(cut(&world, 0), Some(world.state.closed), "nothing fits in nothing");
+    let newest = world.committed.keys().last().copied();
+    assert_eq!(cut(&world, 0), newest, "nothing fits in nothing");
 }
 
 #[test]
