@@ -33,6 +33,9 @@ pub(super) fn check<'a>(
         check_read(name, read, &rows, findings);
         compared += 1;
     }
+    let open = |(made, told): (&Made<'_>, &Option<u64>)| told.is_some() && made.acknowledged_at().is_none();
+    let open = collected.made.iter().zip(&matching.told_at).filter(|one| open(*one)).count();
+    findings.stat("transactions of unknown fate that were told", open);
     check_lost(stream, collected, findings);
     (matching.found, compared)
 }
