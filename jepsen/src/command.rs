@@ -170,7 +170,7 @@ async fn dispatch(arguments: &Arguments) -> Result<u8> {
     })?;
     if !can_read_so(workload, arguments.read_level) {
         return Err(Error::Other(format!(
-            "the workload {workload} reads in transactions, at their own timestamps: choose a linearizable level with --reads"
+            "the workload {workload} reads at timestamps of its own: choose a linearizable level with --reads"
         )));
     }
     let run = plan(arguments, &means, workload, seed, directory(arguments, workload.name())?)?;

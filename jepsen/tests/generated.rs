@@ -166,9 +166,9 @@ fn corrupt(workload: &str, history: &History, seed: u64) -> Option<Vec<Op>> {
                 Value::List(list[..known].iter().chain(&list[known + 1..]).copied().collect())
             }
             ("counter", Value::Int(value)) if call.f() == F::Read => Value::Int(value + 1_000_000),
-            ("bank", Value::Balances(balances)) if call.f() == F::Read => {
+            ("bank" | "changelog", Value::Balances(balances)) if call.f() == F::Read => {
                 let mut balances = balances.clone();
-                *balances.get_mut("0")? += 1;
+                *balances.values_mut().next()? += 1;
                 Value::Balances(balances)
             }
             ("monotonic", Value::Int(value)) if call.f() == F::Read => {

@@ -84,7 +84,7 @@ fn apply(call: &Call<'_>, state: &State) -> Option<State> {
                             return None;
                         }
                     }
-                    MicroOp::Read { .. } => {}
+                    MicroOp::Add { .. } | MicroOp::Delete { .. } | MicroOp::Read { .. } => {}
                 }
             }
         }

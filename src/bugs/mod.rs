@@ -47,6 +47,8 @@ pub enum Bug {
     LeaseReadWithoutGuards,
     /// A replica that does not lead answers reads from what it has applied.
     FollowerReadWithoutReadIndex,
+    /// A page of changes reaches past prepared locks, whose transactions may be committed in what it covers.
+    ChangesPastLocks,
 }
 
 impl Bug {
@@ -71,8 +73,12 @@ impl Bug {
     ];
 
     /// Those of a node's edges, which only real nodes have.
-    pub const IN_EDGES: [Bug; 3] =
-        [Self::AcknowledgeBeforeSync, Self::LeaseReadWithoutGuards, Self::FollowerReadWithoutReadIndex];
+    pub const IN_EDGES: [Bug; 4] = [
+        Self::AcknowledgeBeforeSync,
+        Self::LeaseReadWithoutGuards,
+        Self::FollowerReadWithoutReadIndex,
+        Self::ChangesPastLocks,
+    ];
 
     /// The bug of a name, as it stands here.
     #[must_use]

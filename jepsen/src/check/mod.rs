@@ -6,6 +6,7 @@
 mod append;
 mod bank;
 mod bounds;
+mod changelog;
 mod counter;
 mod graph;
 mod long_fork;
@@ -18,6 +19,7 @@ mod write_skew;
 
 pub use append::Append;
 pub use bank::Bank;
+pub use changelog::Changelog;
 pub use counter::Counter;
 pub use long_fork::LongFork;
 pub use monotonic::Monotonic;
@@ -71,8 +73,8 @@ impl Default for Options {
 }
 
 /// The workloads that have a checker.
-pub const WORKLOADS: [&str; 8] =
-    ["register", "append", "set", "counter", "bank", "long-fork", "write-skew", "monotonic"];
+pub const WORKLOADS: [&str; 9] =
+    ["register", "append", "set", "counter", "bank", "long-fork", "write-skew", "monotonic", "changelog"];
 
 /// The checker of a workload under the usual options, `None` if there is no such workload.
 pub fn by_name(workload: &str) -> Option<Box<dyn Checker>> {
@@ -90,6 +92,7 @@ pub fn with_options(workload: &str, options: Options) -> Option<Box<dyn Checker>
         "long-fork" => Box::new(LongFork::new(options)),
         "write-skew" => Box::new(WriteSkew::new(options)),
         "monotonic" => Box::new(Monotonic::new(options)),
+        "changelog" => Box::new(Changelog::new(options)),
         _ => return None,
     })
 }

@@ -1,6 +1,6 @@
 //! Operations in explanations.
 
-use crate::history::{Call, Kind, MicroOp, Seen, Value, edn, to_edn_value};
+use crate::history::{Call, Changed, Kind, MicroOp, Seen, Value, edn, to_edn_value};
 
 /// Elements of a list that are shown; of longer ones the last so many.
 const SHOWN: usize = 12;
@@ -36,6 +36,7 @@ pub(crate) fn value(value: &Value) -> String {
             let steps: Vec<String> = steps.iter().map(step).collect();
             format!("[{}]", steps.join(" "))
         }
+        Value::Told(told) => format!("({} events)", told.len()),
         other => {
             let mut text = String::new();
             edn::print(&to_edn_value(other), &mut text);
@@ -48,6 +49,8 @@ fn step(step: &MicroOp) -> String {
     match step {
         MicroOp::Append { key, value } => format!("[append {key} {value}]"),
         MicroOp::Write { key, value } => format!("[w {key} {value}]"),
+        MicroOp::Add { key, delta } => format!("[add {key} {delta}]"),
+        MicroOp::Delete { key } => format!("[delete {key}]"),
         MicroOp::Read { key, seen: Seen::Nothing } => format!("[r {key} nil]"),
         MicroOp::Read { key, seen: Seen::One(value) } => format!("[r {key} {value}]"),
         MicroOp::Read { key, seen: Seen::List(elements) } => format!("[r {key} {}]", list(elements)),
@@ -62,6 +65,20 @@ pub(crate) fn list(elements: &[i64]) -> String {
         words.insert(0, format!("(… {hidden} more)"));
     }
     format!("[{}]", words.join(" "))
+}
+
+/// What a transaction is told to have changed, of which the beginning is shown if it is much.
+pub(crate) fn changes(at: u64, changes: &[Changed]) -> String {
+    let one = |changed: &Changed| {
+        let before =
+            changed.before.map(|before| format!(" (before: {})", version(before))).unwrap_or_default();
+        format!("{} = {}{before}", changed.key, version(changed.value))
+    };
+    let mut words: Vec<String> = changes.iter().take(SHOWN).map(one).collect();
+    if changes.len() > SHOWN {
+        words.push(format!("… {} more", changes.len() - SHOWN));
+    }
+    format!("{{{}}} at timestamp {at}", words.join(", "))
 }
 
 /// A value that may be absent.

@@ -14,9 +14,11 @@ mod recorder;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use op::{F, Kind, MicroOp, Op, Seen, Value};
 pub use pairing::{Builder, Call, History, Malformed, Pair};
 pub use read::ReadError;
 pub use recorder::Recorder;
 pub use shape::value_form as to_edn_value;
+pub use told::{Changed, Following, Told};

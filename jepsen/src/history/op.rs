@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Following, Told};
+
 /// What an entry of a history says about its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,7 +42,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum F {
-    /// Reads a register, a set, a counter or all balances of a bank.
+    /// Reads a register, a set, a counter, all balances of a bank or all rows.
     Read,
     /// Writes a register; in a bank, the opening balances.
     Write,
@@ -52,11 +54,13 @@ pub enum F {
     Transfer,
     /// Several micro-operations that take effect together.
     Txn,
+    /// Waits for what is committed, and is told of it. The key is the follower's name.
+    Follow,
 }
 
 impl F {
     /// Every function.
-    pub const ALL: [F; 6] = [F::Read, F::Write, F::Cas, F::Add, F::Transfer, F::Txn];
+    pub const ALL: [F; 7] = [F::Read, F::Write, F::Cas, F::Add, F::Transfer, F::Txn, F::Follow];
 
     /// The name in files, for example `cas`.
     pub fn name(self) -> &'static str {
@@ -67,6 +71,7 @@ impl F {
             F::Add => "add",
             F::Transfer => "transfer",
             F::Txn => "txn",
+            F::Follow => "follow",
         }
     }
 
@@ -111,6 +116,18 @@ pub enum MicroOp {
         /// Its new value.
         value: i64,
     },
+    /// Adds `delta` to the number under `key`, which is 0 where there is none.
+    Add {
+        /// The number.
+        key: String,
+        /// How much.
+        delta: i64,
+    },
+    /// Removes `key`.
+    Delete {
+        /// The register or number.
+        key: String,
+    },
     /// Reads `key`.
     Read {
         /// The list or register.
@@ -131,6 +148,16 @@ impl MicroOp {
         MicroOp::Write { key: key.into(), value }
     }
 
+    /// An addition of `delta` to the number `key`.
+    pub fn add(key: impl Into<String>, delta: i64) -> Self {
+        MicroOp::Add { key: key.into(), delta }
+    }
+
+    /// A removal of `key`.
+    pub fn delete(key: impl Into<String>) -> Self {
+        MicroOp::Delete { key: key.into() }
+    }
+
     /// A read of `key` without an answer yet, for invocations.
     pub fn read(key: impl Into<String>) -> Self {
         MicroOp::Read { key: key.into(), seen: Seen::Nothing }
@@ -149,7 +176,11 @@ impl MicroOp {
     /// The key that this step reads or writes.
     pub fn key(&self) -> &str {
         match self {
-            MicroOp::Append { key, .. } | MicroOp::Write { key, .. } | MicroOp::Read { key, .. } => key,
+            MicroOp::Append { key, .. }
+            | MicroOp::Write { key, .. }
+            | MicroOp::Add { key, .. }
+            | MicroOp::Delete { key }
+            | MicroOp::Read { key, .. } => key,
         }
     }
 }
@@ -171,7 +202,7 @@ pub enum Value {
     },
     /// The elements of a set, in any order.
     List(Vec<i64>),
-    /// The balances of a bank, by account.
+    /// The balances of a bank, by account, or all rows, by key.
     Balances(BTreeMap<String, i64>),
     /// A movement of money.
     Transfer {
@@ -182,8 +213,12 @@ pub enum Value {
         /// How much, above zero.
         amount: i64,
     },
-    /// A transaction.
+    /// A transaction. In an answer, what it changed and read.
     Txn(Vec<MicroOp>),
+    /// What a follower asks for when it begins.
+    Follow(Following),
+    /// What a follower was told, in order.
+    Told(Vec<Told>),
 }
 
 impl Value {

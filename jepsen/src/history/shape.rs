@@ -1,6 +1,7 @@
 //! What an operation looks like as a form, the same in both file formats.
 
 use super::form::Form;
+use super::told::{following_form, following_of, told_form, told_of};
 use super::{F, Kind, MicroOp, Op, Seen, Value, edn};
 
 /// The map of one operation.
@@ -47,6 +48,8 @@ pub fn value_form(value: &Value) -> Form {
             (Form::keyword("amount"), int(*amount)),
         ]),
         Value::Txn(steps) => Form::List(steps.iter().map(step_form).collect()),
+        Value::Follow(following) => following_form(following),
+        Value::Told(told) => Form::List(told.iter().map(told_form).collect()),
     }
 }
 
@@ -54,6 +57,8 @@ fn step_form(step: &MicroOp) -> Form {
     Form::List(match step {
         MicroOp::Append { key, value } => vec![Form::keyword("append"), key_form(key), int(*value)],
         MicroOp::Write { key, value } => vec![Form::keyword("w"), key_form(key), int(*value)],
+        MicroOp::Add { key, delta } => vec![Form::keyword("add"), key_form(key), int(*delta)],
+        MicroOp::Delete { key } => vec![Form::keyword("delete"), key_form(key), Form::Nil],
         MicroOp::Read { key, seen } => vec![Form::keyword("r"), key_form(key), seen_form(seen)],
     })
 }
@@ -163,12 +168,19 @@ fn text_of(form: &Form) -> String {
 
 fn bad_value(f: F, value: &Form) -> String {
     let wanted = match f {
-        F::Read => "nil, a number, a list of numbers, or a map from accounts to balances",
+        F::Read => {
+            "nil, a number, a list of numbers, or a map from accounts to balances or from keys to values"
+        }
         F::Write => "a number, or a map from accounts to opening balances",
         F::Cas => "a list of the old value (nil for none) and the new one",
         F::Add => "a number",
         F::Transfer => "a map with from, to and amount",
-        F::Txn => "a list of [append key number], [w key number] and [r key what-was-read]",
+        F::Txn => {
+            "a list of [append key number], [w key number], [add key number], [delete key nil] and [r key what-was-read]"
+        }
+        F::Follow => {
+            "a map with since, before-images and ranges, or a list of [row key number], [changes timestamp list] and [progress timestamp]"
+        }
     };
     format!("the value of {f} must be {wanted}, but is {}", text_of(value))
 }
@@ -192,6 +204,8 @@ fn value_of(f: F, form: &Form) -> Option<Value> {
             to: form.get("to")?.name()?,
             amount: int_of(form.get("amount")?)?,
         },
+        (F::Follow, Form::Map(_)) => Value::Follow(following_of(form)?),
+        (F::Follow, Form::List(told)) => Value::Told(told.iter().map(told_of).collect::<Option<_>>()?),
         (F::Txn, Form::List(steps)) => Value::Txn(steps.iter().map(step_of).collect::<Option<_>>()?),
         _ => return None,
     })
@@ -204,6 +218,8 @@ fn step_of(form: &Form) -> Option<MicroOp> {
     Some(match f.as_str() {
         "append" => MicroOp::Append { key, value: int_of(value)? },
         "w" => MicroOp::Write { key, value: int_of(value)? },
+        "add" => MicroOp::Add { key, delta: int_of(value)? },
+        "delete" if *value == Form::Nil => MicroOp::Delete { key },
         "r" => MicroOp::Read { key, seen: seen_of(value)? },
         _ => return None,
     })

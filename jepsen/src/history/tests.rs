@@ -9,10 +9,30 @@ fn samples() -> Vec<Op> {
     let steps = vec![
         MicroOp::append("x", 1),
         MicroOp::write("two words", -5),
+        MicroOp::add("n", -7),
+        MicroOp::delete("n"),
         MicroOp::read("8"),
         MicroOp::read_list("y", vec![4, 7]),
         MicroOp::read_list("empty", vec![]),
         MicroOp::read_one("z", Some(i64::MIN)),
+    ];
+    let following = Following {
+        scans: true,
+        before_images: true,
+        ranges: vec![("20".into(), Some("60/k".into())), ("e".into(), None)],
+    };
+    let changed = |key: &str, value, before| Changed { key: key.into(), value, before };
+    let told = vec![
+        Told::Row { key: "17".into(), value: -1 },
+        Told::Progress { at: 1 << 62 },
+        Told::Changes {
+            at: (1 << 62) + 1,
+            changes: vec![
+                changed("a/k", Some(1), Some(None)),
+                changed("17", None, Some(Some(-1))),
+                changed("x", None, None),
+            ],
+        },
     ];
     let invocations = vec![
         Op::invoke(0, F::Read, Value::Nil).with_key("k").with_node("n1"),
@@ -24,6 +44,8 @@ fn samples() -> Vec<Op> {
         Op::invoke(6, F::Write, Value::Balances(balances)),
         Op::invoke(7, F::Transfer, Value::Transfer { from: "a".into(), to: "b c".into(), amount: 3 }),
         Op::invoke(8, F::Txn, Value::Txn(steps)),
+        Op::invoke(9, F::Follow, Value::Follow(following)).with_key("all"),
+        Op::invoke(10, F::Follow, Value::Told(told)).with_key("all"),
     ];
     let mut ops = Vec::new();
     for invoke in invocations {
@@ -98,6 +120,11 @@ fn a_malformed_line_is_named() {
         ("{:type :ok, :f :read}", "line 2: process is missing"),
         ("{:type :ok, :process -1, :f :read}", "line 2: process -1 must be between 0 and"),
         ("{:type :ok, :process 0, :f :cas, :value [1]}", "line 2: the value of cas must be a list"),
+        (
+            "{:type :ok, :process 0, :f :follow, :value [[:row 1]]}",
+            "the value of follow must be a map with since",
+        ),
+        ("{:type :ok, :process 0, :f :follow, :value {:since :now}}", "the value of follow must be a map"),
         ("{:type :ok, :process 0, :f :read, :value 1.5}", "\"1.5\" is not a whole number"),
         ("{:type :ok, :process 0, :f :read} 7", "after the end of the operation"),
         ("[1 2]", "line 2: an operation must be a map"),

@@ -93,11 +93,21 @@ const TORN_LISTS: &[&str] = &[
     "G2-item-realtime",
 ];
 
+/// What changes that were passed over show as.
+const TORN_CHANGES: &[&str] = &[
+    "torn-transaction",
+    "lost-transaction",
+    "wrong-before-image",
+    "wrong-replay",
+    "wrong-rows",
+    "followers-differ",
+];
+
 /// How often each is looked for, under a new seed each time.
 pub const ATTEMPTS: u32 = 5;
 
 /// All of them.
-pub const ORDERS: [Order; 6] = [
+pub const ORDERS: [Order; 7] = [
     Order {
         bug: "AcknowledgeBeforeSync",
         about: "writes are acknowledged before they are synced",
@@ -154,6 +164,14 @@ pub const ORDERS: [Order; 6] = [
         nemeses: "kill,pause,partition",
         seconds: 40,
         shown_by: &["out-of-bounds"],
+        ..USUAL
+    },
+    Order {
+        bug: "ChangesPastLocks",
+        about: "a page of changes reaches past prepared locks",
+        workload: Kind::Changelog,
+        nemeses: "kill",
+        shown_by: TORN_CHANGES,
         ..USUAL
     },
 ];

@@ -5,6 +5,7 @@ pub mod bugs;
 mod checking;
 mod corruption;
 mod doubts;
+mod followers;
 mod load;
 mod progress;
 
@@ -25,6 +26,7 @@ use crate::workload::{self, Workload};
 pub use checking::{check, check_again, exit_code, read};
 pub use progress::Progress;
 
+use followers::Followers;
 use load::Load;
 
 /// How long nodes may take until they are a cluster that serves, on a loaded machine.
@@ -148,6 +150,7 @@ impl Run {
         let workload: Arc<dyn Workload> = Arc::from(self.parameters.workload.make());
         let load = Load::new(&self.parameters, &cluster, &workload, &recorder);
         load.open().await?;
+        let mut followers = Followers::start(&self.parameters, &cluster, &workload, &recorder);
         let mut tale = Tale::default();
         let faults = match self.strain(&cluster, &load, &workload, recorder.began(), progress).await {
             Ok(faults) => faults,
@@ -156,11 +159,12 @@ impl Run {
                 Vec::new()
             }
         };
-        if let Err(error) = self.look_back(&cluster, &load, progress, &mut tale).await {
+        if let Err(error) = self.look_back(&cluster, &load, &mut followers, progress, &mut tale).await {
             tale.doubts
                 .push(format!("the cluster was not healed, read back and compared to the end: {error}"));
         }
         tale.findings.extend(load.corruption());
+        tale.findings.extend(followers.end().await);
         let crashes = Self::finish(&cluster, &recorder, &mut tale).await;
         drop(load);
         let ops = match Arc::try_unwrap(recorder) {
@@ -197,11 +201,12 @@ impl Run {
         }
     }
 
-    /// Heals the cluster, reads everything back, and compares the replicas.
+    /// Heals the cluster, reads everything back, brings followers to the end, and compares the replicas.
     async fn look_back(
         &self,
         cluster: &Arc<Cluster>,
         load: &Load,
+        followers: &mut Followers,
         progress: &Progress,
         tale: &mut Tale,
     ) -> Result<()> {
@@ -221,6 +226,12 @@ impl Run {
         if closed.untimely > 0 {
             tale.doubts
                 .push(format!("there was no time left for {} of the reads at the end", closed.untimely));
+        }
+        let behind = followers.finish().await?;
+        if !behind.is_empty() {
+            let told =
+                format!("all nodes serve, and followers do not come to the end: {}", behind.join(", "));
+            tale.findings.push(finding("not-followed", told));
         }
         progress.phase("comparing replicas");
         match cluster.compare_replicas().await? {

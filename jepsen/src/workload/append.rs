@@ -107,6 +107,8 @@ async fn take(txn: &Txn, step: &MicroOp) -> Result<MicroOp, Error> {
             let seen = if list.is_empty() { Seen::Nothing } else { Seen::List(list) };
             Ok(MicroOp::Read { key: key.clone(), seen })
         }
-        MicroOp::Write { .. } => Err(Error::invalid("a list is appended to, never written")),
+        MicroOp::Write { .. } | MicroOp::Add { .. } | MicroOp::Delete { .. } => {
+            Err(Error::invalid("a list is appended to, never written"))
+        }
     }
 }

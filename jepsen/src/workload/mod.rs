@@ -6,6 +6,7 @@
 
 mod append;
 mod bank;
+mod changelog;
 mod counter;
 mod keys;
 mod long_fork;
@@ -24,11 +25,12 @@ use kvorum::Client;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 
+pub use changelog::told;
 pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
 pub use reading::ReadLevel;
 
-use crate::history::{F, MicroOp, Value};
+use crate::history::{F, Following, MicroOp, Value};
 
 /// What a client asks for: an operation of the history before it has a process and a time.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,9 +58,22 @@ impl Request {
     pub fn only_reads(&self) -> bool {
         match &self.value {
             Value::Txn(steps) => steps.iter().all(|step| matches!(step, MicroOp::Read { .. })),
-            _ => self.f == F::Read,
+            _ => matches!(self.f, F::Read | F::Follow),
         }
     }
+}
+
+/// Somebody who follows changes while clients work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FollowerPlan {
+    /// The name.
+    pub name: &'static str,
+    /// What it asks for.
+    pub following: Following,
+    /// When it begins, in hundredths of the time in which clients work.
+    pub begins_at_percent: u64,
+    /// Whether it drops its stream again and again, and goes on from a cursor.
+    pub resumes: bool,
 }
 
 /// A workload of one run. Its methods are called from many tasks.
@@ -84,6 +99,11 @@ pub trait Workload: Send + Sync {
 
     /// A key, as stored, that is in use now: whose shard a fault may aim at.
     fn hot_key(&self) -> String;
+
+    /// Those who follow changes meanwhile.
+    fn followers(&self) -> Vec<FollowerPlan> {
+        Vec::new()
+    }
 }
 
 /// A workload that can be made by name.
@@ -106,11 +126,13 @@ pub enum Kind {
     WriteSkew,
     /// Additions and reads with the timestamps that the store gives them.
     Monotonic,
+    /// Writes of all sorts, and followers who are told of every change.
+    Changelog,
 }
 
 impl Kind {
     /// Every workload.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Register,
         Self::Set,
         Self::Counter,
@@ -119,6 +141,7 @@ impl Kind {
         Self::LongFork,
         Self::WriteSkew,
         Self::Monotonic,
+        Self::Changelog,
     ];
 
     /// Whether it reads outside transactions, so that its reads can be of every level.
@@ -137,6 +160,7 @@ impl Kind {
             Self::LongFork => "long-fork",
             Self::WriteSkew => "write-skew",
             Self::Monotonic => "monotonic",
+            Self::Changelog => "changelog",
         }
     }
 
@@ -157,6 +181,9 @@ impl Kind {
             Self::Monotonic => {
                 "raise and read counters with timestamps: their order is the order of real time"
             }
+            Self::Changelog => {
+                "write of all sorts and follow the changes: each is told once, whole and in order, and all come to the data"
+            }
         }
     }
 
@@ -171,6 +198,7 @@ impl Kind {
             Self::LongFork => Box::new(long_fork::LongFork::default()),
             Self::WriteSkew => Box::new(write_skew::WriteSkew::default()),
             Self::Monotonic => Box::new(monotonic::Monotonic),
+            Self::Changelog => Box::new(changelog::Changelog::default()),
         }
     }
 }
@@ -223,7 +251,9 @@ mod tests {
 
     #[test]
     fn every_key_that_is_asked_for_is_read_at_the_end() {
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Bank) {
+        // These read everything, without naming it.
+        let whole = [Kind::Bank, Kind::Changelog];
+        for kind in Kind::ALL.into_iter().filter(|kind| !whole.contains(kind)) {
             let (workload, mut rng) = (kind.make(), SmallRng::seed_from_u64(3));
             let keys = |request: &Request| -> Vec<String> {
                 match &request.value {

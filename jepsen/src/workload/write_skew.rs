@@ -92,7 +92,9 @@ async fn perform(client: &Client, request: &Request) -> Result<(Value, Option<u6
                     txn.put(placed(key), value.to_string())?;
                     seen.push(step.clone());
                 }
-                MicroOp::Append { .. } => return Err(Error::invalid("pairs are written, never appended to")),
+                MicroOp::Append { .. } | MicroOp::Add { .. } | MicroOp::Delete { .. } => {
+                    return Err(Error::invalid("pairs are written, never appended to"));
+                }
             }
         }
         Ok(seen)

@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod follow;
+
 use std::collections::BTreeMap;
 
-use kvorum_jepsen::history::{F, History, MicroOp, Op, Seen, Value};
+use kvorum_jepsen::history::{Changed, F, History, MicroOp, Op, Seen, Told, Value};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -36,6 +38,9 @@ struct Store {
     registers: BTreeMap<String, i64>,
     lists: BTreeMap<String, Vec<i64>>,
     balances: BTreeMap<String, i64>,
+    log: Option<follow::Log>,
+    /// How many transactions each follower was told.
+    followed: BTreeMap<String, usize>,
     clock: u64,
 }
 
@@ -45,6 +50,9 @@ impl Store {
         self.clock += 1;
         let key = op.key.clone().unwrap_or_default();
         let value = match (op.f, &op.value) {
+            (F::Read, _) if self.log.is_some() => Value::Balances(self.registers.clone()),
+            (F::Txn, Value::Txn(steps)) if self.log.is_some() => Value::Txn(self.logged(steps)),
+            (F::Follow, _) => self.follow(&key, &op.value),
             (F::Read, _) if !self.balances.is_empty() => Value::Balances(self.balances.clone()),
             (F::Read, _) => match self.lists.get(&key) {
                 Some(list) => Value::List(list.clone()),
@@ -89,7 +97,51 @@ impl Store {
             (f, value) => panic!("the store does not know {f} {value:?}"),
         };
         let done = op.ok(value);
-        Some(if op.f == F::Txn { done } else { done.with_timestamp(self.clock) })
+        let is_timeless = op.f == F::Follow || (op.f == F::Txn && self.log.is_none());
+        Some(if is_timeless { done } else { done.with_timestamp(self.clock) })
+    }
+
+    /// A transaction whose changes are kept.
+    fn logged(&mut self, steps: &[MicroOp]) -> Vec<MicroOp> {
+        let mut changes = Vec::new();
+        for step in steps {
+            let key = step.key();
+            let before = self.registers.get(key).copied();
+            let value = match step {
+                MicroOp::Write { value, .. } => Some(*value),
+                MicroOp::Add { delta, .. } => Some(before.unwrap_or(0) + delta),
+                _ => None,
+            };
+            match value {
+                Some(value) => self.registers.insert(key.to_owned(), value),
+                None => self.registers.remove(key),
+            };
+            changes.push(Changed { key: key.to_owned(), value, before: Some(before) });
+        }
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        if let Some(log) = &mut self.log {
+            log.transactions.push((self.clock, changes));
+        }
+        steps.to_vec()
+    }
+
+    /// What a follower is told: with a scan first the rows, then what came since it was told last.
+    fn follow(&mut self, name: &str, asked: &Value) -> Value {
+        let Some(log) = &self.log else { panic!("no changes are kept") };
+        let (_, following) = follow::followers()
+            .into_iter()
+            .find(|(other, _)| *other == name)
+            .unwrap_or_else(|| panic!("no follower {name}"));
+        let is_scan = following.scans && *asked != Value::Nil;
+        let row = |(key, value): (&String, &i64)| Told::Row { key: key.clone(), value: *value };
+        let mut told: Vec<Told> = if is_scan { self.registers.iter().map(row).collect() } else { Vec::new() };
+        let place = self.followed.entry(name.to_owned()).or_default();
+        if is_scan {
+            *place = log.transactions.len();
+        }
+        told.extend(log.told(&following, *place, self.clock));
+        *place = log.transactions.len();
+        Value::Told(told)
     }
 
     fn txn(&mut self, steps: &[MicroOp]) -> Vec<MicroOp> {
@@ -98,7 +150,7 @@ impl Store {
             match step {
                 MicroOp::Append { key, value } => self.lists.entry(key.clone()).or_default().push(*value),
                 MicroOp::Write { key, value } => drop(self.registers.insert(key.clone(), *value)),
-                MicroOp::Read { .. } => {}
+                MicroOp::Add { .. } | MicroOp::Delete { .. } | MicroOp::Read { .. } => {}
             }
             done.push(match step {
                 MicroOp::Read { key, .. } => match (self.lists.get(key), self.registers.get(key)) {
@@ -119,12 +171,18 @@ pub fn generate(shape: &Shape) -> Vec<Op> {
         let accounts = (0..5).map(|account| (account.to_string(), 20)).collect();
         world.alone(Op::invoke(0, F::Write, Value::Balances(accounts)));
     }
-    for _ in 0..shape.ops {
+    for number in 0..shape.ops {
         let op = world.next_op();
         world.clients_step(Some(op));
+        if shape.workload == "changelog" && number % 50 == 49 {
+            world.followers_step(number * 2 > shape.ops);
+        }
     }
     while world.clients.iter().any(|client| !matches!(client, Client::Idle)) {
         world.clients_step(None);
+    }
+    if shape.workload == "changelog" {
+        world.followers_step(true);
     }
     for op in world.final_reads() {
         world.alone(op);
@@ -169,6 +227,9 @@ impl World {
         if shape.workload == "set" {
             store.lists.insert("s".to_owned(), Vec::new());
         }
+        if shape.workload == "changelog" {
+            store.log = Some(follow::Log::default());
+        }
         World {
             shape,
             rng: SmallRng::seed_from_u64(shape.seed),
@@ -186,6 +247,16 @@ impl World {
     fn alone(&mut self, op: Op) {
         let done = self.store.apply(&op).expect("nothing stands against it");
         self.ops.extend([op, done]);
+    }
+
+    /// Tells all followers what is new. One with a scan begins late.
+    fn followers_step(&mut self, is_late: bool) {
+        for (name, following) in follow::followers() {
+            if is_late || !following.scans {
+                let is_first = !self.store.followed.contains_key(name);
+                self.alone(follow::invoke(name, &following, is_first));
+            }
+        }
     }
 
     /// Lets clients go on until one is free, which then calls.
@@ -271,6 +342,8 @@ impl World {
                 let key = self.key(3);
                 Op::invoke(0, if reads { F::Read } else { F::Add }, Value::Nil).with_key(key)
             }
+            "changelog" if self.rng.random_ratio(1, 10) => Op::invoke(0, F::Read, Value::Nil),
+            "changelog" => self.change_op(fresh),
             _ => self.txn_op(reads, fresh),
         }
     }
@@ -287,6 +360,23 @@ impl World {
             Op::invoke(0, F::Write, Value::Int(fresh))
         };
         op.with_key(key)
+    }
+
+    /// Each value is written once, and each number added once.
+    fn change_op(&mut self, fresh: i64) -> Op {
+        let mut steps: Vec<MicroOp> = Vec::new();
+        for step in 0..self.rng.random_range(1..4) {
+            let (key, unique) = (self.rng.random_range(0..10), fresh * 10 + step);
+            if steps.iter().any(|other| other.key() == format!("k{key}")) {
+                continue;
+            }
+            steps.push(match (self.rng.random_range(0..4), key) {
+                (0, _) => MicroOp::delete(format!("k{key}")),
+                (_, 0..3) => MicroOp::add(format!("k{key}"), unique),
+                _ => MicroOp::write(format!("k{key}"), unique),
+            });
+        }
+        Op::invoke(0, F::Txn, Value::Txn(steps))
     }
 
     fn txn_op(&mut self, reads: bool, fresh: i64) -> Op {
@@ -327,7 +417,7 @@ impl World {
     fn final_reads(&self) -> Vec<Op> {
         let read = |key: &String| Op::invoke(0, F::Read, Value::Nil).with_key(key);
         match self.shape.workload {
-            "bank" => vec![Op::invoke(0, F::Read, Value::Nil)],
+            "bank" | "changelog" => vec![Op::invoke(0, F::Read, Value::Nil)],
             "append" => {
                 let txn = |key: &String| Op::invoke(0, F::Txn, Value::Txn(vec![MicroOp::read(key)]));
                 self.store.lists.keys().map(txn).collect()

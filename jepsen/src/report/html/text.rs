@@ -1,6 +1,6 @@
 //! Words of the page.
 
-use crate::history::{Call, Kind, MicroOp, Seen, Value};
+use crate::history::{Call, Kind, MicroOp, Seen, Told, Value};
 
 /// Longer values are cut.
 const VALUE_CHARS: usize = 160;
@@ -61,6 +61,17 @@ fn shown(value: &Value) -> String {
         }
         Value::Transfer { from, to, amount } => format!("{amount} from {from} to {to}"),
         Value::Txn(steps) => steps.iter().map(step).collect::<Vec<_>>().join("; "),
+        Value::Follow(following) if following.scans => "rows, then changes".into(),
+        Value::Follow(_) => "changes from the start".into(),
+        Value::Told(told) => told.iter().map(event).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn event(told: &Told) -> String {
+    match told {
+        Told::Row { key, value } => format!("row {key} {value}"),
+        Told::Changes { at, changes } => format!("{} changes at {at}", changes.len()),
+        Told::Progress { at } => format!("all up to {at}"),
     }
 }
 
@@ -68,6 +79,8 @@ fn step(step: &MicroOp) -> String {
     match step {
         MicroOp::Append { key, value } => format!("append {key} {value}"),
         MicroOp::Write { key, value } => format!("write {key} {value}"),
+        MicroOp::Add { key, delta } => format!("add {key} {delta}"),
+        MicroOp::Delete { key } => format!("delete {key}"),
         MicroOp::Read { key, seen } => match seen {
             Seen::Nothing => format!("read {key}: nil"),
             Seen::One(value) => format!("read {key}: {value}"),
