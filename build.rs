@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.bytes(["."]);
     // Rare, and every reply would be as large as the largest.
     config.boxed(".kvorum.v1.Error.conflict");
+    config.boxed(".kvorum.v1.Error.moved");
+    config.boxed(".kvorum.v1.SessionReply.reply.changes_page");
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

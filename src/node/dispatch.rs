@@ -283,7 +283,7 @@ impl Dispatcher {
         if ask.count_only {
             let _reading = self.begin_read()?;
             reply.behind = replica.count_changes(ask.after).await?;
-            return Ok(Reply::ChangesPage(reply));
+            return Ok(Reply::ChangesPage(Box::new(reply)));
         }
         let Some(up_to) = ask.up_to else {
             let _waiting = self.begin_wait()?;
@@ -292,7 +292,7 @@ impl Dispatcher {
             let waited = replica.wait_for_changes(&range, ask.after, most).await?;
             reply.through_ts = waited.through.0;
             reply.news_ts = waited.news.unwrap_or_default().0;
-            return Ok(Reply::ChangesPage(reply));
+            return Ok(Reply::ChangesPage(Box::new(reply)));
         };
         let reading = self.begin_read()?;
         let (page, ready) = replica.changes(&range, (ask.after, up_to), ask.before_images, deadline).await?;
@@ -302,7 +302,7 @@ impl Dispatcher {
             .map(|changes| convert::user_changes(changes).map(convert::changes_to_proto))
             .collect::<Result<_>>()?;
         reply.served = Some(self.told(&Answered::of_snapshot((), up_to, ready), &reading));
-        Ok(Reply::ChangesPage(reply))
+        Ok(Reply::ChangesPage(Box::new(reply)))
     }
 
     /// A request about named consumers, for the leader of the system shard.

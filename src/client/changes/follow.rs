@@ -464,7 +464,7 @@ impl Client {
         let read = Some(Reading { policy: self.policy, prefer: None, route: None, waits });
         let place = Place::Key(&range.start);
         match self.ask(Asked { place, build: &build, fresh: false, read }).await? {
-            Reply::ChangesPage(reply) => Ok(reply),
+            Reply::ChangesPage(reply) => Ok(*reply),
             other => Err(mismatched(&other)),
         }
     }

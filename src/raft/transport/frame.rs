@@ -107,7 +107,12 @@ fn error_to_proto(error: Error) -> v1::Error {
         leader_node: leader.node.0,
         leader_grpc_addr: leader.grpc_addr,
     });
-    v1::Error { kind: error.kind.name().to_string(), message: error.message, moved, ..Default::default() }
+    v1::Error {
+        kind: error.kind.name().to_string(),
+        message: error.message,
+        moved: moved.map(Box::new),
+        ..Default::default()
+    }
 }
 
 fn error_from_proto(error: v1::Error) -> Error {

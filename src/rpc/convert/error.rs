@@ -121,7 +121,7 @@ pub fn error_to_proto(error: &Error) -> v1::Error {
     v1::Error {
         kind: error.kind.name().to_owned(),
         message: error.message.clone(),
-        moved: error.moved.as_deref().map(moved_to_proto),
+        moved: error.moved.as_deref().map(moved_to_proto).map(Box::new),
         conflict: error.conflict.as_deref().map(conflict_to_proto).map(Box::new),
         overloaded: error.overloaded,
         oldest_ts: error.oldest.unwrap_or_default().0,
@@ -174,7 +174,7 @@ pub fn error_from_proto(error: v1::Error) -> Error {
     Error {
         kind,
         message: error.message,
-        moved: error.moved.map(moved_from_proto).map(Box::new),
+        moved: error.moved.map(|moved| Box::new(moved_from_proto(*moved))),
         conflict: error.conflict.map(|conflict| Box::new(conflict_from_proto(*conflict))),
         overloaded: error.overloaded,
         oldest: (error.oldest_ts != 0).then_some(Timestamp(error.oldest_ts)),

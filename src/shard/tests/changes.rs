@@ -60,6 +60,9 @@ struct Open {
     writes: Vec<(Bytes, Option<Bytes>)>,
 }
 
+/// What a key holds since, and what it held before.
+type Changed = (Option<Bytes>, Option<Bytes>);
+
 struct World {
     engine: MemoryEngine,
     state: State,
@@ -72,7 +75,7 @@ struct World {
     /// What each key holds.
     holds: BTreeMap<Bytes, Option<Bytes>>,
     /// What was committed when: key, value, what it held before.
-    committed: BTreeMap<Timestamp, BTreeMap<Bytes, (Option<Bytes>, Option<Bytes>)>>,
+    committed: BTreeMap<Timestamp, BTreeMap<Bytes, Changed>>,
 }
 
 impl World {
