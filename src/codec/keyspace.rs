@@ -85,6 +85,10 @@ pub fn consumers() -> KeyRange {
     KeyRange::prefix(&b"\x00consumer/"[..])
 }
 
+/// After an index's id and version: how far it is, one row.
+pub const INDEX_CHECKPOINT: u8 = 0x00;
+/// After an index's id and version: why a row is not in it, one for each such row.
+pub const INDEX_DEAD_LETTER: u8 = 0x03;
 /// After an index's id and version: an entry, one for each row of users.
 pub const INDEX_ENTRY: u8 = 0x01;
 /// After an index's id and version: a group, one for each value.
@@ -101,7 +105,8 @@ fn index_version_prefix(id: u64, version: u32) -> BytesMut {
     key
 }
 
-/// How the keys of all entries ([`INDEX_ENTRY`]) or groups ([`INDEX_GROUP`]) of an index begin. Its fields follow.
+/// How the keys of all rows of one kind of an index begin. Of an entry ([`INDEX_ENTRY`]) or a group ([`INDEX_GROUP`]) its
+/// fields follow, of a dead letter ([`INDEX_DEAD_LETTER`]) the user's key, of the checkpoint ([`INDEX_CHECKPOINT`]) nothing.
 pub fn index_rows(id: u64, version: u32, rows: u8) -> BytesMut {
     let mut key = index_version_prefix(id, version);
     key.put_u8(rows);

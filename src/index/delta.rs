@@ -18,6 +18,18 @@ pub struct Delta {
     pub groups: Vec<(Bytes, GroupChange)>,
     /// Why the row is not in the index, where it can't be: only with `on_error` skip and dead-letter.
     pub rejected: Option<RowError>,
+    /// Whether the value before could not be indexed either.
+    pub rejected_before: bool,
+}
+
+impl Delta {
+    /// About how many bytes of keys and values it writes.
+    pub fn size_bytes(&self) -> usize {
+        let of_entry =
+            |(key, value): &(Bytes, Option<Bytes>)| key.len() + value.as_ref().map_or(0, Bytes::len);
+        let of_group = |(key, _): &(Bytes, GroupChange)| key.len() + GroupValue::MAX_BYTES;
+        self.entries.iter().map(of_entry).sum::<usize>() + self.groups.iter().map(of_group).sum::<usize>()
+    }
 }
 
 /// What is added to a group row.
@@ -103,7 +115,9 @@ pub fn delta(
             IndexRows::default()
         }
     };
-    let before = rows(before).unwrap_or_default();
+    let before = rows(before);
+    delta.rejected_before = before.is_err();
+    let before = before.unwrap_or_default();
     if before.entry != after.entry {
         let replaced = before.entry.filter(|(key, _)| after.entry.as_ref().is_none_or(|(new, _)| new != key));
         delta.entries.extend(replaced.map(|(key, _)| (key, None)));
@@ -169,6 +183,25 @@ impl Batch {
         }
         self.entries.extend(delta.entries);
         self.rejected.extend(delta.rejected);
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// Adds what was gathered later, all or nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`add`](Self::add).
+    pub fn join(&mut self, later: Batch) -> Result<()> {
+        let Batch { entries, groups, rejected } = later;
+        self.add(Delta {
+            entries: entries.into_iter().collect(),
+            groups: groups.into_iter().collect(),
+            rejected: None,
+            rejected_before: false,
+        })?;
+        self.rejected.extend(rejected);
         Ok(())
     }
 }

@@ -139,6 +139,9 @@ pub(super) fn read_entry_value(definition: &Definition, value: &[u8]) -> Result<
 }
 
 impl GroupValue {
+    /// The most bytes that one takes: format, count, sum.
+    pub(super) const MAX_BYTES: usize = 1 + 8 + 16;
+
     pub(super) fn encode(&self) -> Bytes {
         let mut value = BytesMut::with_capacity(1 + 8 + 16);
         value.put_u8(FORMAT);

@@ -5,6 +5,7 @@ mod arbitrary;
 mod encodings;
 mod histories;
 mod limits;
+mod projection;
 mod queries;
 mod scripts;
 mod store;
