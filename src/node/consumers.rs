@@ -1,26 +1,18 @@
 //! Named consumers of the changelog: whose cursors the cluster keeps.
 //!
-//! A consumer is a key of the system keyspace, changed by compare-and-swap at the leader of the system shard. Each
+//! A consumer is a record in the system keyspace (see `system_records`). Each
 //! opening raises its epoch, and an acknowledgement under an older one is refused: two processes that consume under one
 //! name can't move the cursor by turns. It never moves back: what was acknowledged is a prefix of the changelog.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use super::reads::Reads;
-use super::replica::Replica;
+use super::system_records::SystemRecords;
 use crate::changelog::{Cursor, CursorState};
-use crate::codec::{self, keyspace};
+use crate::codec::keyspace;
 use crate::rpc::v1::consumer_request::What;
 use crate::rpc::{convert, v1};
-use crate::shard::PageRequest;
-use crate::types::{
-    ClusterId, Direction, Error, ErrorKind, Expect, KeyRange, Operation, Outcome, ReadAt, Record, RequestId,
-    Result, Timestamp, limits,
-};
+use crate::types::{ClusterId, Error, ErrorKind, KeyRange, Result, Timestamp};
 
 /// The most consumers of a cluster.
 const MAX_CONSUMERS: usize = 1000;
@@ -148,12 +140,8 @@ fn place(state: &CursorState) -> (Timestamp, bool, &[u8]) {
 pub struct Consumers<'a> {
     /// The cluster, which cursors must belong to.
     pub cluster: ClusterId,
-    /// The system shard's replica of this node.
-    pub system: &'a Arc<Replica>,
-    /// Reads of it.
-    pub reads: Reads<'a>,
-    /// Until when an answer is wanted.
-    pub deadline: Instant,
+    /// Where they are kept.
+    pub records: SystemRecords<'a>,
 }
 
 impl Consumers<'_> {
@@ -164,7 +152,7 @@ impl Consumers<'_> {
     /// `Moved` where this node does not lead the system shard; `Denied` where another process has taken the consumer
     /// over; `Invalid` where there is no such consumer, or the cursor is none or lies before the last one.
     pub async fn serve(&self, what: What) -> Result<v1::ConsumerReply> {
-        self.system.check_leads()?;
+        self.records.check_leads()?;
         let consumers = match what {
             What::List(_) => self.list().await?,
             What::Open(open) => vec![self.open(open).await?],
@@ -194,7 +182,7 @@ impl Consumers<'_> {
         if !start.is_empty() {
             let start = Cursor::decode(&start)?;
             start.check(self.cluster, &or_all(&ranges))?;
-            check_past(&start, self.system.read_timestamp(Timestamp::ZERO).await?)?;
+            check_past(&start, self.records.now().await?)?;
         }
         let opening = Opening { name: opening, ranges, reset, start };
         if self.find(&name).await?.is_none() && self.list().await?.len() >= MAX_CONSUMERS {
@@ -223,11 +211,9 @@ impl Consumers<'_> {
 
     async fn drop(&self, name: &str) -> Result<Option<v1::ConsumerRecord>> {
         convert::check_name("a consumer", name)?;
-        let Some((record, consumer)) = self.find(name).await? else { return Ok(None) };
-        match self.swap(name, Expect::CommitTs(record.commit_ts), None).await? {
-            true => consumer.to_proto(name).map(Some),
-            false => Err(self.raced(name)),
-        }
+        let drop = |_: Option<Consumer>, _| Ok(None);
+        let (dropped, _) = self.records.change(&keyspace::consumer(name), &record_of(name), drop).await?;
+        dropped.map(|consumer| consumer.to_proto(name)).transpose()
     }
 
     async fn change(
@@ -235,73 +221,26 @@ impl Consumers<'_> {
         name: &str,
         change: impl Fn(Option<Consumer>, Timestamp) -> Result<Consumer>,
     ) -> Result<v1::ConsumerRecord> {
-        loop {
-            let found = self.find(name).await?;
-            let (expect, old) = match found {
-                Some((record, consumer)) => (Expect::CommitTs(record.commit_ts), Some(consumer)),
-                None => (Expect::Absent, None),
-            };
-            let now = self.system.read_timestamp(Timestamp::ZERO).await?;
-            let new = change(old, now)?;
-            if self.swap(name, expect, Some(codec::encode(&new).into())).await? {
-                return new.to_proto(name);
-            }
-            if Instant::now() >= self.deadline {
-                return Err(self.raced(name));
-            }
-        }
+        let change = |old, now| change(old, now).map(Some);
+        let (_, consumer) = self.records.change(&keyspace::consumer(name), &record_of(name), change).await?;
+        let consumer = consumer.ok_or_else(|| Error::corrupt("a consumer was written and is not there"))?;
+        consumer.to_proto(name)
     }
 
-    fn raced(&self, name: &str) -> Error {
-        Error::new(
-            ErrorKind::Conflict,
-            format!("consumer {name} was changed by others meanwhile: nothing was done; try again"),
-        )
-    }
-
-    /// Writes a consumer where nobody has meanwhile.
-    async fn swap(&self, name: &str, expect: Expect, value: Option<Bytes>) -> Result<bool> {
-        let seen = self.system.read_timestamp(Timestamp::ZERO).await?;
-        let id = RequestId { seen, unique: rand::random() };
-        let operation = Operation::CompareAndSwap { key: keyspace::consumer(name), expect, value };
-        match self.system.execute(id, operation, self.deadline).await? {
-            Outcome::Put { .. } | Outcome::Deleted { .. } => Ok(true),
-            Outcome::NotMatched { .. } => Ok(false),
-            Outcome::Refused(refusal) => Err(convert::refusal_to_error(&refusal)),
-            other => Err(Error::corrupt(format!("a compare-and-swap came to {other:?}"))),
-        }
-    }
-
-    async fn find(&self, name: &str) -> Result<Option<(Record, Consumer)>> {
-        let found = self.reads.one(&keyspace::consumer(name), ReadAt::Latest).await?.value;
-        found.map(|record| Ok((record.clone(), decode(name, &record.value)?))).transpose()
+    async fn find(&self, name: &str) -> Result<Option<Consumer>> {
+        self.records.find(&keyspace::consumer(name), &record_of(name)).await
     }
 
     async fn list(&self) -> Result<Vec<v1::ConsumerRecord>> {
-        let range = keyspace::consumers();
-        let mut request = PageRequest {
-            range: range.clone(),
-            direction: Direction::Forward,
-            keys_only: false,
-            at: Timestamp::ZERO,
-            max_rows: limits::MAX_PAGE_ROWS,
-            max_bytes: limits::MAX_PAGE_BYTES,
-        };
-        let mut at = ReadAt::Latest;
-        let mut consumers = Vec::new();
-        loop {
-            let answered = self.reads.page(request.clone(), at).await?;
-            at = ReadAt::Snapshot(answered.at);
-            for (key, record) in answered.value.rows {
-                let name = String::from_utf8_lossy(&key[range.start.len()..]).into_owned();
-                consumers.push(decode(&name, &record.value)?.to_proto(&name)?);
-            }
-            match answered.value.next {
-                Some(next) => request.range.start = next,
-                None => return Ok(consumers),
-            }
-        }
+        let consumers =
+            self.records.list::<Consumer>(&keyspace::consumers(), "the record of a consumer").await?;
+        let named = |(name, consumer): (Bytes, Consumer)| consumer.to_proto(&String::from_utf8_lossy(&name));
+        consumers.into_iter().map(named).collect()
     }
+}
+
+fn record_of(name: &str) -> String {
+    format!("the record of consumer {name}")
 }
 
 /// Refuses a cursor that no stream of this cluster can have told: anybody can make one.
@@ -318,10 +257,6 @@ fn check_past(cursor: &Cursor, now: Timestamp) -> Result<()> {
 /// The ranges that are followed: none named are all keys.
 fn or_all(ranges: &[KeyRange]) -> Vec<KeyRange> {
     if ranges.is_empty() { vec![KeyRange::all()] } else { ranges.to_vec() }
-}
-
-fn decode(name: &str, value: &[u8]) -> Result<Consumer> {
-    codec::decode(value, &format!("the record of consumer {name}"))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::consumers::Consumers;
 use super::pulse::Pulse;
 use super::reads::{Answered, Reads, WordBook};
 use super::replica::{Replica, read_timestamp};
+use super::system_records::SystemRecords;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
 use crate::rpc::convert::{self, Call, ChangesAsk, Scan, WriteKind};
@@ -311,7 +312,8 @@ impl Dispatcher {
             Error::moved("this node has no replica of the system shard: refresh the map", Moved::default())
         })?;
         let reads = self.reads(&system, deadline);
-        let consumers = Consumers { cluster: self.cluster, system: &system, reads, deadline };
+        let records = SystemRecords { system: &system, reads, deadline };
+        let consumers = Consumers { cluster: self.cluster, records };
         consumers.serve(what).await.map(Reply::Consumer)
     }
 

@@ -31,6 +31,7 @@ mod replica;
 mod sequencer;
 mod server;
 mod services;
+mod system_records;
 mod timestamps;
 mod txn;
 
