@@ -11,6 +11,7 @@
 //!
 //! Nothing here reads, writes, waits, or knows when it is. The rows are laid out in `layout`.
 
+mod catalogue;
 mod datum;
 mod definition;
 mod delta;
@@ -32,6 +33,7 @@ mod token;
 #[cfg(test)]
 mod tests;
 
+pub use catalogue::{Catalogued, Version};
 pub use datum::Datum;
 pub use definition::{Definition, Kind, Missing, OnError, Spec};
 pub use delta::{Batch, Delta, GroupChange, delta, from_scan};

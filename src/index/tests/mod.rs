@@ -2,6 +2,7 @@
 //! arbitrary input.
 
 mod arbitrary;
+mod catalogue;
 mod encodings;
 mod histories;
 mod limits;

@@ -1,0 +1,173 @@
+//! What the cluster keeps of an index: its versions, which of them answers, and which are to be cleared away.
+//!
+//! A version is a definition and the rows made by it. The first one answers as soon as it is built. A later one is built
+//! beside it, from the same rows of users, and takes its place when that is wanted; the old one's rows are cleared away
+//! then. So queries never see an index that is half built, nor half of two definitions.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Definition, Spec};
+use crate::types::{Error, Result, Timestamp};
+
+/// A version of an index.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Version {
+    /// Counts from 1. No two versions of an index have the same.
+    pub number: u32,
+    /// Its definition.
+    pub spec: Spec,
+}
+
+/// An index, as the cluster keeps it under its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Catalogued {
+    /// No other index ever has the same.
+    pub id: u64,
+    /// When it was made.
+    pub created: Timestamp,
+    /// What answers queries; `None` until the first version is built.
+    pub active: Option<Version>,
+    /// What is being built, or is built and waits to take the active one's place.
+    pub building: Option<Version>,
+    /// Versions whose rows are to be cleared away.
+    pub doomed: Vec<u32>,
+    /// It was dropped: once nothing is doomed any more, nothing is left of it.
+    pub dropped: bool,
+    last_version: u32,
+}
+
+impl Catalogued {
+    /// A new index, whose first version is to be built. `now` is a fresh timestamp: it makes the id.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where the definition is wrong.
+    pub fn create(spec: Spec, now: Timestamp) -> Result<Self> {
+        let definition = Definition::new(now.0, 1, spec)?;
+        Ok(Self {
+            id: now.0,
+            created: now,
+            active: None,
+            building: Some(Version { number: 1, spec: definition.spec().clone() }),
+            doomed: Vec::new(),
+            dropped: false,
+            last_version: 1,
+        })
+    }
+
+    /// Begins to build another version, by another definition or by the same.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where one is being built already, the index was dropped, or the definition is wrong or has another name.
+    pub fn rebuild(&mut self, spec: Option<Spec>) -> Result<u32> {
+        self.check_there()?;
+        if let Some(building) = &self.building {
+            return Err(Error::invalid(format!(
+                "version {} of index {} is being built, or waits to take the active one's place: swap or cancel it first",
+                building.number, building.spec.name
+            )));
+        }
+        let Some(active) = &self.active else {
+            return Err(Error::corrupt(format!("index {} has no version at all: drop it", self.id)));
+        };
+        let spec = spec.unwrap_or_else(|| active.spec.clone());
+        if spec.name != active.spec.name {
+            return Err(Error::invalid(format!(
+                "index {} can't be built anew as {}: it keeps its name; create another index",
+                active.spec.name, spec.name
+            )));
+        }
+        let number = self
+            .last_version
+            .checked_add(1)
+            .ok_or_else(|| Error::invalid("the index was built 2^32 times: create another one"))?;
+        let definition = Definition::new(self.id, number, spec)?;
+        self.building = Some(Version { number, spec: definition.spec().clone() });
+        self.last_version = number;
+        Ok(number)
+    }
+
+    /// Notes that a version is built: the first one answers from now on. Answers whether that changed anything.
+    pub fn built(&mut self, number: u32) -> bool {
+        if self.active.is_some() || self.dropped {
+            return false;
+        }
+        self.active = self.building.take_if(|building| building.number == number);
+        self.active.is_some()
+    }
+
+    /// Puts the version that was built in the active one's place, whose rows are doomed then. The caller has seen that it
+    /// is built.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where `number` is not the version that was built last.
+    pub fn swap(&mut self, number: u32) -> Result<()> {
+        self.check_there()?;
+        let Some(built) = self.building.take_if(|building| building.number == number) else {
+            return Err(self.no_such(number));
+        };
+        self.doomed.extend(self.active.replace(built).map(|old| old.number));
+        Ok(())
+    }
+
+    /// Gives up building: the rows made so far are doomed.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where `number` is not being built, or is the only version there is: drop the index.
+    pub fn cancel(&mut self, number: u32) -> Result<()> {
+        self.check_there()?;
+        if self.active.is_none() {
+            return Err(Error::invalid(
+                "the index has no other version than the one that is being built: drop it",
+            ));
+        }
+        match self.building.take_if(|building| building.number == number) {
+            Some(cancelled) => self.doomed.push(cancelled.number),
+            None => return Err(self.no_such(number)),
+        }
+        Ok(())
+    }
+
+    /// Drops the index: all of its rows are doomed.
+    pub fn drop_all(&mut self) {
+        self.doomed.extend(self.active.take().map(|version| version.number));
+        self.doomed.extend(self.building.take().map(|version| version.number));
+        self.dropped = true;
+    }
+
+    /// Notes that a doomed version's rows are gone. Answers whether nothing is left of the index.
+    pub fn cleared(&mut self, number: u32) -> bool {
+        self.doomed.retain(|doomed| *doomed != number);
+        self.dropped && self.doomed.is_empty()
+    }
+
+    /// The definitions that a projector has to keep up: of what answers, and of what is being built.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where a definition is wrong: only another build of kvorum can have stored it.
+    pub fn definitions(&self) -> Result<Vec<Definition>> {
+        let versions = self.active.iter().chain(&self.building);
+        versions.map(|version| Definition::new(self.id, version.number, version.spec.clone())).collect()
+    }
+
+    fn check_there(&self) -> Result<()> {
+        match self.dropped {
+            false => Ok(()),
+            true => Err(Error::invalid(
+                "the index was dropped, and its rows are being cleared away: create it anew",
+            )),
+        }
+    }
+
+    fn no_such(&self, number: u32) -> Error {
+        let is = match &self.building {
+            Some(building) => format!("version {} is", building.number),
+            None => "none is".to_owned(),
+        };
+        Error::invalid(format!("version {number} of the index is not being built: {is}"))
+    }
+}
