@@ -36,8 +36,8 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long a replica waits for a change before it answers that there is none. Progress is told about so often.
 const WAIT_MS: u32 = 500;
-/// How much longer an answer may take on its way.
-const WAIT_SLACK: Duration = Duration::from_millis(100);
+/// The pause after a wait that failed: the next one may fail at once.
+const FAILED_PAUSE: Duration = Duration::from_millis(20);
 /// The pause after a failure that may pass.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A failure that lasts is logged so often.
@@ -234,16 +234,12 @@ impl Follower {
     /// Waits at every shard for a change, until progress is wanted, or for a while. Waits that are under way stay so: a node
     /// can't be told that nobody waits any more.
     async fn wait(&mut self, merge: &mut Merge, waits: &mut Waits) -> Result<Waited, End> {
-        for ask in self.pieces(merge.wanted(usize::MAX).into_iter()) {
-            if !waits.armed.contains(&ask.range) {
-                waits.armed.push(ask.range.clone());
-                waits.under_way.push(wait_at(self.client.clone(), ask));
-            }
-        }
         // A shard that can't be reached must not keep the others' news back, nor theirs of what it has told.
-        let until = Instant::now() + Duration::from_millis(WAIT_MS.into()) + WAIT_SLACK;
+        let until = Instant::now() + Duration::from_millis(WAIT_MS.into());
         let future = self.future;
         loop {
+            // Also one that has just ended without news: the next change may be there already.
+            self.arm(merge, waits);
             tokio::select! {
                 Some((range, waited)) = waits.under_way.next() => {
                     waits.armed.retain(|armed| *armed != range);
@@ -255,6 +251,8 @@ impl Follower {
                                 return Ok(Waited::News(news));
                             }
                         }
+                        // It began to wait before what is known by now, and that much was cut since.
+                        Err(Error { oldest: Some(cut), .. }) if cut <= merge.watermark() => {}
                         Err(error) if may_pass(&error) => {
                             tracing::debug!(%error, "a shard can't be waited at now; asking again");
                         }
@@ -265,6 +263,16 @@ impl Follower {
                     return reached.map(|_| Waited::Wanted).map_err(|_| End::Dropped);
                 }
                 () = sleep_until(until) => return Ok(Waited::Nothing),
+            }
+        }
+    }
+
+    /// Begins to wait wherever nobody waits.
+    fn arm(&self, merge: &Merge, waits: &mut Waits) {
+        for ask in self.pieces(merge.wanted(usize::MAX).into_iter()) {
+            if !waits.armed.contains(&ask.range) {
+                waits.armed.push(ask.range.clone());
+                waits.under_way.push(wait_at(self.client.clone(), ask));
             }
         }
     }
@@ -375,6 +383,9 @@ fn wait_at(client: Client, ask: Ask) -> WaitAt {
             Ok((page_of(&ask, reply)?, news))
         };
         let waited = waited.await;
+        if waited.is_err() {
+            sleep(FAILED_PAUSE).await;
+        }
         (ask.range, waited)
     })
 }
