@@ -156,6 +156,32 @@ fn compaction_drops_what_the_rules_say_and_nothing_before_there_are_any() {
 }
 
 #[test]
+fn whole_files_of_a_range_are_dropped_and_nothing_outside_of_it() {
+    on_each_engine(|engine| {
+        let everything = [row("a", "1"), row("b", "2"), row("c", "3")];
+        for (key, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
+            put(engine, Family::Changelog, key, value);
+            put(engine, Family::Current, key, value);
+        }
+        engine.compact_all().expect("compacts");
+        let kept = engine.keep_rows();
+        engine.drop_files(Family::Changelog, &range("a", "z")).expect("drops nothing");
+        assert_eq!(all(engine.view().as_ref(), Family::Changelog), everything, "somebody keeps rows");
+        drop(kept);
+        engine.drop_files(Family::Changelog, &range("a", "b")).expect("drops");
+        let left = rows(engine.view().as_ref(), Family::Changelog, &range("b", "z"), Direction::Forward);
+        assert_eq!(left, everything[1..], "a file that reaches out of the range stays");
+        engine.drop_files(Family::Changelog, &range("a", "z")).expect("drops");
+        assert!(all(engine.view().as_ref(), Family::Changelog).is_empty());
+        assert_eq!(
+            all(engine.view().as_ref(), Family::Current),
+            everything,
+            "other families are not concerned"
+        );
+    });
+}
+
+#[test]
 fn an_empty_staging_only_clears() {
     on_each_engine(|engine| {
         put(engine, Family::Current, "a", "old");
