@@ -130,7 +130,7 @@ async fn data_of_an_unknown_format_is_refused_and_left_alone() {
 
     let file = node.data.join("node.json");
     let good = fs::read_to_string(&file).expect("the identity");
-    let newer = good.replace("\"format\": 1", "\"format\": 99");
+    let newer = good.replace("\"format\": 2", "\"format\": 99");
     assert_ne!(newer, good, "the identity names its format: {good}");
     for (bad, why) in [(newer.as_str(), "data format 99"), ("{", "damaged")] {
         fs::write(&file, bad).expect("written");
