@@ -166,7 +166,7 @@ impl<P: Projection> Project<P> {
     }
 
     /// The most events in one transaction; 256 without it, at least 1. Fewer are taken while a transaction gets too
-    /// large or meets conflicts.
+    /// large, meets conflicts, or is not done within ten seconds.
     pub fn batch_events(mut self, events: usize) -> Self {
         self.pace.events = events.max(1);
         self

@@ -36,7 +36,7 @@ pub(super) struct Run<P> {
     shared: Arc<Shared>,
     watermark: watch::Sender<Timestamp>,
     wanted: watch::Receiver<Timestamp>,
-    /// Events that one transaction may take now: fewer after conflicts, and where they were too many.
+    /// Events that one transaction may take now: fewer where they were too many, and after failures that may pass.
     events: usize,
     pause: Duration,
     /// When the place was kept last.
@@ -197,7 +197,8 @@ impl<P: Projection> Run<P> {
                 Ok(Done::Again)
             }
             Err(failed) => {
-                if matches!(&failed, Failed::Error(error) if error.kind == ErrorKind::Conflict) {
+                // Fewer have less in their way, and are done sooner: it may have run out of time.
+                if matches!(&failed, Failed::Error(error) if may_pass(error)) {
                     self.events = (count / 2).max(1);
                 }
                 self.failed(failed).await

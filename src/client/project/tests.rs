@@ -23,6 +23,8 @@ struct Sum {
     wide: usize,
     /// Refuses events with this error.
     fails: Option<ErrorKind>,
+    /// Takes so long for each event.
+    slow: Duration,
     /// Writes into what it follows.
     follows_itself: bool,
     /// Has the answer to the commit lost, once.
@@ -43,6 +45,7 @@ impl Projection for Sum {
         if let Some(kind) = self.fails {
             return Err(Error::new(kind, "as ordered"));
         }
+        tokio::time::sleep(self.slow).await;
         let held = txn.get("view/sum").await?.map_or(0, |record| number(&record.value));
         let more: i64 =
             changes.changes.iter().filter_map(|change| change.value.as_ref()).map(|v| number(v)).sum();
@@ -279,6 +282,23 @@ async fn conflicts_make_a_transaction_smaller_and_cost_nothing_else() {
     assert_eq!(first, 4, "five attempts with eight, then with half of them");
     assert_eq!(value(&client, "view/sum").await, Some(845), "each event once, and what others added");
     assert_eq!(*told.borrow(), Timestamp(17));
+}
+
+#[tokio::test]
+async fn what_is_not_done_in_time_is_tried_with_less() {
+    let cluster = FakeCluster::start().await;
+    let client = cluster.client().await;
+    let slow = Sum { slow: SHORT / 6, ..Sum::default() };
+    let (mut run, _) = run(opened(&client, slow).await, 8);
+    let queue: Vec<Item> = (10..18).map(|ts| wrote(ts, 1)).collect();
+    assert_eq!(run.work(&queue).await, Ok(Done::Again), "eight take longer than there is time");
+    let kept = loop {
+        if let Done::Kept(count) = run.work(&queue).await.expect("passes") {
+            break count;
+        }
+    };
+    assert!((1..=4).contains(&kept), "{kept} at a time");
+    assert_eq!(value(&client, "view/sum").await, i64::try_from(kept).ok());
 }
 
 #[tokio::test]
