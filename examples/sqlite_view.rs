@@ -9,7 +9,7 @@
 //!
 //! It begins with a scan, then follows. Killed at any point and started again, it goes on behind what is in the file. Where
 //! changes were cut off meanwhile, it empties the table and begins again with a scan. Of two processes with one file, the one
-//! that finds the place moved by the other stops.
+//! that finds the place moved by the other stops. A file goes with the prefix that it was begun with.
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //! killed over and over, while transactions go over all shards and leaders are killed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvorum::client::{
-    Before, Event, FollowOptions, Projection, RunningProjection, ScanOptions, Since, Timestamp, Txn,
+    Before, Event, FollowOptions, Projection, Row, RunningProjection, ScanOptions, Since, Timestamp, Txn,
     clear_prefix,
 };
 use kvorum::{Client, ErrorKind, Result};
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::writers::Writers;
 use crate::examples::rust_example;
-use crate::support::{Cluster, PATIENCE};
+use crate::support::{Cluster, PATIENCE, eventually};
 
 /// How often each of the two programs that run the projection is stopped.
 const STOPS: usize = 40;
@@ -131,6 +132,8 @@ async fn program(client: Client, since: Since, stops: Arc<AtomicUsize>) -> usize
         if let Ok(error) = tokio::time::timeout(time, running.ended()).await {
             assert_eq!(error.kind, ErrorKind::Denied, "{error}");
             superseded += 1;
+            // Long enough for the other one to do something, short enough to come in its way again.
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..400))).await;
         }
         stops.fetch_add(1, Ordering::Relaxed);
     }
@@ -256,20 +259,9 @@ async fn the_sqlite_example_is_killed_and_ends_with_what_is_stored() {
     assert!(output.status.success(), "{out}{err}");
     assert!(out.contains("goes on where it stopped"), "{out}");
     writers.stop().await;
-    let once = || {
-        let mut command = rust_example("sqlite_view");
-        command.arg(&file).arg("--once").args(&endpoints);
-        let output = command.output().expect("runs");
-        let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{out}{}", String::from_utf8_lossy(&output.stderr));
-        out
-    };
+    let once = || once(&file, &endpoints).0;
     let out = once();
-    let stored = client.scan(ScanOptions::all()).collect_rows().await.expect("reads");
-    let stored: Rows = stored
-        .into_iter()
-        .map(|row| (row.key.to_vec(), (row.record.value.to_vec(), row.record.commit_ts.0)))
-        .collect();
+    let stored = stored(&client).await;
     assert_eq!(rows(&file), stored);
     assert!(out.contains(&format!("{} rows, ", stored.len())), "{out}");
     println!("{} rows after {EXAMPLE_KILLS} kills of it and {nodes} of leaders", stored.len());
@@ -281,10 +273,66 @@ async fn the_sqlite_example_is_killed_and_ends_with_what_is_stored() {
     assert_eq!(rows(&file), stored);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_off_is_told_and_a_read_model_starts_over() {
+    let cluster = Cluster::start_with(3, 8, &[("KVORUM_CHANGELOG_RETENTION", "4s")]).await;
+    let client = cluster.client().await;
+    let file = cluster.dir.path().join("view.sqlite");
+    client.put(super::key(1), "1 first").await.expect("writes");
+    let running = start(&client, Since::Scan).await;
+    let began = client.timestamp().await.expect("a timestamp");
+    running.wait_for(began, PATIENCE).await.expect("reached");
+    running.stop().await;
+    assert!(once(&file, &cluster.endpoints()).0.contains("begins with a scan"));
+    assert_eq!(rows(&file), stored(&client).await);
+    let both = client.timestamp().await.expect("a timestamp");
+    let writers = Writers::start(&client, 4);
+    eventually("changes are cut off", async || {
+        let all = kvorum::types::KeyRange::all();
+        match client.changes_after(&[all], both).await {
+            Err(error) if error.oldest.is_some() => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    writers.stop().await;
+    for _ in 0..2 {
+        let error = start(&client, Since::Scan).await.ended().await;
+        assert_eq!((error.kind, error.oldest.is_some()), (ErrorKind::TooOld, true), "{error}");
+        assert_eq!(view(&client).await[&super::key(1)[..1]], (1, 1), "it stays as it was");
+    }
+    let project = client.project("letters", Letters { since: Since::Scan }).checkpoint("{place");
+    let running = project.restart().start().await.expect("starts");
+    let end = client.timestamp().await.expect("a timestamp");
+    running.wait_for(end, PATIENCE).await.expect("reached");
+    running.stop().await;
+    assert_eq!(view(&client).await, expected(&client, end).await);
+    let (out, err) = once(&file, &cluster.endpoints());
+    assert!(err.contains("starting over with a scan") && out.contains("begins with a scan"), "{out}{err}");
+    assert_eq!(rows(&file), stored(&client).await);
+}
+
+/// Runs the example up to now; what it prints, and what it complains of.
+fn once(file: &Path, endpoints: &[String]) -> (String, String) {
+    let mut command = rust_example("sqlite_view");
+    let output = command.arg(file).arg("--once").args(endpoints).output().expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    (out, err)
+}
+
+/// What the example's table must be, while nobody writes.
+async fn stored(client: &Client) -> Rows {
+    let stored = client.scan(ScanOptions::all()).collect_rows().await.expect("reads");
+    let row = |row: Row| (row.key.to_vec(), (row.record.value.to_vec(), row.record.commit_ts.0));
+    stored.into_iter().map(row).collect()
+}
+
 /// Value and commit timestamp by key.
 type Rows = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
 
-fn rows(file: &std::path::Path) -> Rows {
+fn rows(file: &Path) -> Rows {
     let database = Connection::open(file).expect("opens");
     let mut rows = database.prepare("SELECT key, value, commit_ts FROM rows").expect("prepared");
     let rows =
