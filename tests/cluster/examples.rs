@@ -21,7 +21,8 @@ fn output(command: &mut Command) -> String {
     out.into_owned()
 }
 
-fn rust_example(name: &str) -> Command {
+/// A built example, to be run.
+pub fn rust_example(name: &str) -> Command {
     let path = build_dir().join("examples").join(name);
     assert!(
         path.exists(),
@@ -55,6 +56,14 @@ async fn the_rust_examples_print_what_they_should() {
         let text = output(typed.env("KVORUM_ENDPOINTS", cluster.endpoints().join(",")));
         assert!(text.contains("ten deliveries, stock Some(10)\n"), "{text}");
         assert!(text.contains("b\"typed/pear\": Product { name: \"Pear\", stock: 7 }"), "{text}");
+        let text = output(rust_example("projection").args(cluster.endpoints()));
+        for line in [
+            "b\"view/ann/orders\" = b\"2\"\n",
+            "b\"view/ann/amount\" = b\"38\"\n",
+            "b\"view/bob/orders\" = b\"0\"\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in:\n{text}");
+        }
         let text = output(rust_example("bank").args(cluster.endpoints()));
         for line in [
             "opened 16 accounts at ",

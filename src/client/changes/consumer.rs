@@ -80,7 +80,7 @@ impl Client {
     }
 
     /// The place in the changelog that is meant.
-    async fn place(&self, followed: &[KeyRange], since: &Since) -> Result<CursorState> {
+    pub(in crate::client) async fn place(&self, followed: &[KeyRange], since: &Since) -> Result<CursorState> {
         let now = self.timestamp().await?;
         Ok(match since {
             Since::Now => CursorState::Following { after: now },

@@ -91,7 +91,7 @@ impl FollowOptions {
     }
 
     /// The ranges, joined and checked.
-    fn followed(&self) -> Result<Vec<KeyRange>> {
+    pub(in crate::client) fn followed(&self) -> Result<Vec<KeyRange>> {
         let every = [KeyRange::all()];
         let ranges = if self.ranges.is_empty() { &every[..] } else { &self.ranges };
         if ranges.len() > limits::MAX_FOLLOWED_RANGES {
@@ -202,7 +202,7 @@ impl Client {
         Ok(ChangeStream { events: VecDeque::new(), batches, reach, _task: AbortOnDropHandle::new(task) })
     }
 
-    fn cluster(&self) -> Result<ClusterId> {
+    pub(super) fn cluster(&self) -> Result<ClusterId> {
         let cluster = self.cluster_id().parse();
         cluster.map_err(|_| Error::unavailable("the client does not know its cluster yet: try again"))
     }

@@ -208,6 +208,15 @@ impl Buffer {
         validate::txn_bytes(self.bytes)
     }
 
+    /// Whether the limits would let it be committed, with one write at least. Ranges count here, which
+    /// [`check_limits`](Self::check_limits) leaves to the commit.
+    pub(super) fn check_commit(&self) -> Result<()> {
+        let ranges = KeyRange::join(self.ranges.clone());
+        validate::txn_counts(self.reads.len(), ranges.len(), self.writes.len().max(1))?;
+        let bound = |range: &KeyRange| range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
+        validate::txn_bytes(self.bytes + ranges.iter().map(bound).sum::<usize>())
+    }
+
     /// Ends the transaction: what there is to commit, without its start timestamp; `None` where nothing was
     /// written.
     pub(super) fn end(&mut self) -> Option<v1::CommitRequest> {

@@ -13,7 +13,7 @@ use super::scan::TxnScan;
 use super::typed::TypedTxn;
 use crate::client::{Client, ScanOptions};
 use crate::rpc::validate;
-use crate::types::{Error, Record, RequestId, Result, Timestamp};
+use crate::types::{Error, KeyRange, Record, RequestId, Result, Timestamp};
 
 /// A transaction under way: what the closure of [`Client::transact`](super::super::Client::transact) works with.
 ///
@@ -127,6 +127,16 @@ impl Txn {
     /// This transaction, for values of type `T`, stored as JSON.
     pub fn typed<T: serde::Serialize + serde::de::DeserializeOwned>(&self) -> TypedTxn<T> {
         TypedTxn::new(self.clone())
+    }
+
+    /// Whether it could be committed as it stands, with one write at least: `Invalid` over the limits of a transaction.
+    pub(in crate::client) fn check_limits(&self) -> Result<()> {
+        self.inner.buffer.lock().check_commit()
+    }
+
+    /// The first key in a range that it writes.
+    pub(in crate::client) fn written_within(&self, range: &KeyRange) -> Option<Bytes> {
+        self.inner.buffer.lock().own_within(range).into_iter().next().map(|(key, _)| key)
     }
 
     /// Ends it without a trace.

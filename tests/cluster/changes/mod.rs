@@ -1,7 +1,9 @@
-//! The changelog of real processes: consumers that are killed, slow, too slow, or two under one name.
+//! The changelog of real processes: consumers that are killed, slow, too slow, or two under one name; and read models made of
+//! it.
 
 mod killed;
 mod names;
+mod project;
 mod retention;
 mod writers;
 
