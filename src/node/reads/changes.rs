@@ -81,38 +81,29 @@ impl Replica {
     ) -> Result<Waited> {
         let until = Instant::now() + most;
         let mut applied = self.group.watch_applied();
-        let mut known = after;
-        let mut looked_at = None;
+        let mut watch = Watch { known: after, looked_at: None };
         loop {
             if let Leadership::Stopped { .. } = self.group.leadership() {
                 return Err(self.not_ready("has stopped"));
             }
             applied.borrow_and_update();
-            // Before the timestamp: what is applied in between is looked at twice, not never.
+            // In this order; see `Watch`.
+            let closed_before = self.closed();
             let state = self.group.state();
-            let seen = (state.changes.entries, state.counts.locks);
-            let closed = self.closed();
+            let seen = Seen { entries: state.changes.entries, locks: state.counts.locks };
+            let closed_after = self.closed();
             let at_end = Instant::now() >= until;
-            // Where nothing was written and no lock released since, nothing is there that was not.
-            let is_same = looked_at == Some(seen);
-            if is_same && state.counts.write_locks() == 0 {
-                known = known.max(closed);
-            }
-            if closed > known && (at_end || !is_same) {
-                let page = self.read_changes(look(range, known, closed)).await?;
+            if let Some(up_to) = watch.look(closed_before, seen, closed_after, at_end) {
+                let page = self.read_changes(look(range, watch.known, up_to)).await?;
                 if !page.transactions.is_empty() {
-                    return Ok(Waited { through: known, news: Some(page.through) });
+                    return Ok(Waited { through: watch.known, news: Some(page.through) });
                 }
-                let advanced = page.through > known;
-                known = page.through;
-                if advanced && known < closed && !at_end {
-                    // There are more rows than a page looks at, or a lock is in the way, which the next look tells.
+                if watch.looked(seen, up_to, page.through) && !at_end {
                     continue;
                 }
-                looked_at = Some(seen);
             }
             if at_end {
-                return Ok(Waited { through: known, news: None });
+                return Ok(Waited { through: watch.known, news: None });
             }
             let moves = async {
                 if applied.changed().await.is_err() {
@@ -159,6 +150,58 @@ impl Replica {
     }
 }
 
+/// What of a replica's state tells that there may be something new to be seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Seen {
+    /// Rows that the changelog was ever given.
+    entries: u64,
+    /// Locks of all kinds that are held.
+    locks: u64,
+}
+
+/// How far a wait for changes knows that there are none, and when it must look at the rows.
+///
+/// The replica goes on applying between any two looks at it. So what is passed over unread goes only up to what was
+/// closed *before* the state was taken in which nothing is new: all of that is in the state. What is read may go up to
+/// what is closed *after* it: the rows are read later still.
+struct Watch {
+    /// Nothing was committed up to here.
+    known: Timestamp,
+    /// What the state was before the last look.
+    looked_at: Option<Seen>,
+}
+
+impl Watch {
+    /// Up to where the rows are to be read now, if they are. `seen` is of a state that was taken after
+    /// `closed_before` and before `closed_after`.
+    fn look(
+        &mut self,
+        closed_before: Timestamp,
+        seen: Seen,
+        closed_after: Timestamp,
+        at_end: bool,
+    ) -> Option<Timestamp> {
+        // Where nothing was written and no lock released since, nothing is there that was not.
+        let is_same = self.looked_at == Some(seen);
+        if is_same && seen.locks == 0 {
+            self.known = self.known.max(closed_before);
+        }
+        (closed_after > self.known && (at_end || !is_same)).then_some(closed_after)
+    }
+
+    /// Notes that a look up to `up_to` found nothing as far as `through`. Answers whether the next look is due at once:
+    /// there are more rows than a page looks at, or a lock is in the way, which the next look tells.
+    fn looked(&mut self, seen: Seen, up_to: Timestamp, through: Timestamp) -> bool {
+        let advanced = through > self.known;
+        self.known = self.known.max(through);
+        if advanced && through < up_to {
+            return true;
+        }
+        self.looked_at = Some(seen);
+        false
+    }
+}
+
 /// A page with as little as can be: whether there is anything.
 fn look(range: &KeyRange, after: Timestamp, up_to: Timestamp) -> ChangesRequest {
     ChangesRequest {
@@ -185,4 +228,53 @@ fn check_kept(state: &State, after: Timestamp) -> Result<()> {
         ),
         state.truncated,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ts(ts: u64) -> Timestamp {
+        Timestamp(ts)
+    }
+
+    #[test]
+    fn what_is_applied_between_two_looks_is_never_passed_over() {
+        let (empty, one) = (Seen { entries: 5, locks: 0 }, Seen { entries: 6, locks: 0 });
+        let mut watch = Watch { known: ts(10), looked_at: None };
+        assert_eq!(watch.look(ts(20), empty, ts(20), false), Some(ts(20)), "the first look is a look");
+        assert!(!watch.looked(empty, ts(20), ts(20)));
+        // A change at 25 is applied right after the state was taken: it is not in `seen`, but closed when that is asked.
+        assert_eq!(watch.look(ts(20), empty, ts(25), false), None);
+        assert_eq!(watch.known, ts(20), "what was not looked at is not known");
+        assert_eq!(watch.look(ts(25), one, ts(25), false), Some(ts(25)), "the next look has it");
+        // The same at the end of the wait.
+        let mut watch = Watch { known: ts(20), looked_at: Some(empty) };
+        assert_eq!(watch.look(ts(20), empty, ts(25), true), Some(ts(25)));
+    }
+
+    #[test]
+    fn an_idle_shard_is_known_further_without_a_look() {
+        let idle = Seen { entries: 5, locks: 0 };
+        let mut watch = Watch { known: ts(20), looked_at: Some(idle) };
+        assert_eq!(watch.look(ts(30), idle, ts(30), false), None);
+        assert_eq!((watch.known, watch.look(ts(31), idle, ts(31), true)), (ts(30), None));
+        // A lock may stage what is committed below the closed timestamp.
+        let locked = Seen { entries: 5, locks: 1 };
+        assert_eq!(watch.look(ts(40), locked, ts(40), false), Some(ts(40)));
+        assert!(watch.looked(locked, ts(40), ts(35)), "more rows, or a lock: the next look tells");
+        assert_eq!(watch.look(ts(40), locked, ts(40), false), Some(ts(40)));
+        assert!(!watch.looked(locked, ts(40), ts(35)), "nothing more is to be seen before the lock is gone");
+        assert_eq!((watch.look(ts(50), locked, ts(50), false), watch.known), (None, ts(35)));
+        assert_eq!(watch.look(ts(50), Seen { entries: 6, locks: 0 }, ts(50), false), Some(ts(50)));
+    }
+
+    #[test]
+    fn a_look_that_stopped_early_goes_on_at_once() {
+        let seen = Seen { entries: 9, locks: 0 };
+        let mut watch = Watch { known: ts(10), looked_at: None };
+        assert_eq!(watch.look(ts(20), seen, ts(20), false), Some(ts(20)));
+        assert!(watch.looked(seen, ts(20), ts(15)));
+        assert_eq!(watch.look(ts(20), seen, ts(20), false), Some(ts(20)), "it was not all that was there");
+    }
 }
