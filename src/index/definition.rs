@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{DatumType, Field, Order};
 use crate::codec::keyspace::index_version_range;
 use crate::types::limits::{MAX_INDEX_COVERING_FIELDS, MAX_INDEX_FIELDS, MAX_KEY_BYTES, MAX_NAME_BYTES};
-use crate::types::{Error, KeyRange, Result};
+use crate::types::{Error, KeyRange, Result, is_name};
 
 /// What an index answers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -251,8 +251,7 @@ impl From<Definition> for Identified {
 
 fn check_names(spec: &Spec) -> Result<()> {
     let name = &spec.name;
-    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_allowed) {
+    if !is_name(name) {
         return Err(Error::invalid(format!(
             "{:?} is no name of an index: it has 1 to {MAX_NAME_BYTES} of a-z, 0-9, _ and -",
             name.chars().take(2 * MAX_NAME_BYTES).collect::<String>()

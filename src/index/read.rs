@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::layout::{self, GroupValue, RowKey, has_sum};
 use super::plan::{Plan, RowKind};
 use super::token::PageToken;
 use super::{Aggregate, Datum, Fixed};
-use crate::types::{Direction, Error, KeyRange, Result, Timestamp, prefix_end};
+use crate::types::{Direction, Error, KeyRange, Result, Timestamp, key_after, prefix_end};
 
 /// What the reader wants next.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -217,7 +217,7 @@ impl Reader {
             covering: named(&spec.covering, &covering),
         };
         let bound = match self.plan.direction {
-            Direction::Forward => just_behind(key),
+            Direction::Forward => key_after(key),
             Direction::Reverse => key.clone(),
         };
         self.add(Item::Entry(item), bound);
@@ -304,7 +304,7 @@ impl Reader {
     fn pass(&mut self, key: &Bytes) {
         if let Some(range) = self.ranges.front_mut() {
             match self.plan.direction {
-                Direction::Forward => range.start = just_behind(key),
+                Direction::Forward => range.start = key_after(key),
                 Direction::Reverse => range.end = Some(key.clone()),
             }
         }
@@ -349,12 +349,4 @@ impl OpenGroup {
         }
         Ok(())
     }
-}
-
-/// The first key behind `key`.
-fn just_behind(key: &[u8]) -> Bytes {
-    let mut behind = BytesMut::with_capacity(key.len() + 1);
-    behind.extend_from_slice(key);
-    behind.extend_from_slice(&[0]);
-    behind.freeze()
 }

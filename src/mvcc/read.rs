@@ -35,28 +35,26 @@ pub fn at(view: &dyn View, key: &[u8], ts: Timestamp) -> Result<Option<Row>> {
 
 /// The version of `key` that a snapshot at `ts` shows, its newest version being known.
 fn visible(view: &dyn View, key: &[u8], newest: Row, ts: Timestamp) -> Result<Option<Row>> {
-    let row = if newest.version.commit_ts <= ts {
-        Some(newest)
-    } else {
-        let mut later = view.scan(Family::History, &superseded_after(key, ts), Direction::Forward);
-        match later.next() {
-            Some(row) => Some(Row::decode(row?.1)?).filter(|row| row.version.commit_ts <= ts),
-            None => None,
-        }
-    };
-    Ok(row.filter(|row| row.version.value.is_some()))
+    Ok(newest_at(view, key, newest, ts)?.filter(|row| row.version.value.is_some()))
+}
+
+/// The newest version of `key` that was committed at or before `ts`, a tombstone too, the newest of all being known.
+fn newest_at(view: &dyn View, key: &[u8], newest: Row, ts: Timestamp) -> Result<Option<Row>> {
+    if newest.version.commit_ts <= ts {
+        return Ok(Some(newest));
+    }
+    let mut later = view.scan(Family::History, &superseded_after(key, ts), Direction::Forward);
+    match later.next() {
+        Some(row) => Ok(Some(Row::decode(row?.1)?).filter(|row| row.version.commit_ts <= ts)),
+        None => Ok(None),
+    }
 }
 
 /// The version of `key` that was committed at `commit_ts`, a tombstone too. Of one that was superseded: as long as that
 /// was after the safe point.
 pub fn committed_at(view: &dyn View, key: &[u8], commit_ts: Timestamp) -> Result<Option<Row>> {
     let Some(newest) = current(view, key, Timestamp::ZERO)? else { return Ok(None) };
-    if newest.version.commit_ts <= commit_ts {
-        return Ok(Some(newest).filter(|row| row.version.commit_ts == commit_ts));
-    }
-    let mut later = view.scan(Family::History, &superseded_after(key, commit_ts), Direction::Forward);
-    let Some(row) = later.next() else { return Ok(None) };
-    Ok(Some(Row::decode(row?.1)?).filter(|row| row.version.commit_ts == commit_ts))
+    Ok(newest_at(view, key, newest, commit_ts)?.filter(|row| row.version.commit_ts == commit_ts))
 }
 
 /// The version of `key` that was superseded at `ts`, a tombstone too; `None` where there was none, or it was a tombstone

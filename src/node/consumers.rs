@@ -11,7 +11,7 @@ use super::system_records::SystemRecords;
 use crate::changelog::{Cursor, CursorState};
 use crate::codec::keyspace;
 use crate::rpc::v1::consumer_request::What;
-use crate::rpc::{convert, v1};
+use crate::rpc::{convert, v1, validate};
 use crate::types::{ClusterId, Error, ErrorKind, KeyRange, Result, Timestamp};
 
 /// The most consumers of a cluster.
@@ -164,7 +164,7 @@ impl Consumers<'_> {
 
     async fn open(&self, open: v1::OpenConsumer) -> Result<v1::ConsumerRecord> {
         let v1::OpenConsumer { name, ranges, reset, start, opening } = open;
-        convert::check_name("a consumer", &name)?;
+        validate::name("a consumer", &name)?;
         let ranges = match ranges.is_empty() {
             true => Vec::new(),
             false => convert::followed(ranges, Vec::new())?,
@@ -181,7 +181,7 @@ impl Consumers<'_> {
         }
         if !start.is_empty() {
             let start = Cursor::decode(&start)?;
-            start.check(self.cluster, &or_all(&ranges))?;
+            start.check(self.cluster, &validate::followed(&ranges)?)?;
             check_past(&start, self.records.now().await?)?;
         }
         let opening = Opening { name: opening, ranges, reset, start };
@@ -196,13 +196,13 @@ impl Consumers<'_> {
 
     async fn acknowledge(&self, acknowledge: v1::Acknowledge) -> Result<v1::ConsumerRecord> {
         let v1::Acknowledge { name, epoch, cursor: bytes } = acknowledge;
-        convert::check_name("a consumer", &name)?;
+        validate::name("a consumer", &name)?;
         let cursor = Cursor::decode(&bytes)?;
         let change = |old: Option<Consumer>, now| {
             let consumer = old.ok_or_else(|| {
                 Error::invalid(format!("there is no consumer {name}: open it before acknowledging"))
             })?;
-            cursor.check(self.cluster, &or_all(&consumer.ranges))?;
+            cursor.check(self.cluster, &validate::followed(&consumer.ranges)?)?;
             check_past(&cursor, now)?;
             consumer.acknowledge(&name, epoch, (&cursor, bytes.clone()), now)
         };
@@ -210,7 +210,7 @@ impl Consumers<'_> {
     }
 
     async fn drop(&self, name: &str) -> Result<Option<v1::ConsumerRecord>> {
-        convert::check_name("a consumer", name)?;
+        validate::name("a consumer", name)?;
         let drop = |_: Option<Consumer>, _| Ok(None);
         let (dropped, _) = self.records.change(&keyspace::consumer(name), &record_of(name), drop).await?;
         dropped.map(|consumer| consumer.to_proto(name)).transpose()
@@ -252,11 +252,6 @@ fn check_past(cursor: &Cursor, now: Timestamp) -> Result<()> {
             "the cursor stands at {ts}, in the future: the newest timestamp is {now}; give one that a stream told"
         ))),
     }
-}
-
-/// The ranges that are followed: none named are all keys.
-fn or_all(ranges: &[KeyRange]) -> Vec<KeyRange> {
-    if ranges.is_empty() { vec![KeyRange::all()] } else { ranges.to_vec() }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ const MAX_READS: u32 = 8192;
 /// Waits for changes under way on a node, at most.
 const MAX_WAITS: u32 = 8192;
 
-/// A read under way, until it is dropped.
+/// A read, or a wait, under way, until it is dropped.
 struct Reading<'a>(&'a AtomicU32);
 
 impl Reading<'_> {
@@ -327,30 +327,26 @@ impl Dispatcher {
         v1::Served { slow_nodes: self.pulse.slow().to_vec(), ..served }
     }
 
-    /// Counts a wait for changes as under way.
-    fn begin_wait(&self) -> Result<Reading<'_>> {
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Reading(&self.waiting);
-        if before >= MAX_WAITS {
-            return Err(Error::overloaded(format!(
-                "node {} is overloaded: {MAX_WAITS} readers wait for changes on it; ask another replica, or try again later",
-                self.node
-            )));
-        }
-        Ok(waiting)
-    }
-
     /// Counts a read as under way.
     ///
     /// # Errors
     ///
     /// `Unavailable` where too many are: another replica may have less to do.
     fn begin_read(&self) -> Result<Reading<'_>> {
-        let before = self.reading.fetch_add(1, Ordering::Relaxed);
-        let reading = Reading(&self.reading);
-        if before >= MAX_READS {
+        self.begin(&self.reading, MAX_READS, "reads are under way")
+    }
+
+    /// Counts a wait for changes as under way.
+    fn begin_wait(&self) -> Result<Reading<'_>> {
+        self.begin(&self.waiting, MAX_WAITS, "waits for changes are under way")
+    }
+
+    fn begin<'a>(&self, count: &'a AtomicU32, most: u32, what: &str) -> Result<Reading<'a>> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let reading = Reading(count);
+        if before >= most {
             return Err(Error::overloaded(format!(
-                "node {} is overloaded: {MAX_READS} reads are under way on it; ask another replica, or try again later",
+                "node {} is overloaded: {most} {what} on it; ask another replica, or try again later",
                 self.node
             )));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{convert, v1};
-use crate::types::{ClusterId, Error, ReadAt, RequestId, Result, Timestamp, limits};
+use crate::types::{ClusterId, Error, KeyRange, ReadAt, RequestId, Result, Timestamp, is_name, limits};
 
 /// A user's key: 1 to [`limits::MAX_KEY_BYTES`] bytes.
 pub fn key(key: &[u8]) -> Result<()> {
@@ -68,6 +68,44 @@ pub fn range(start: &[u8], end: Option<&[u8]>) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// A range that holds keys: as [`range`], and the end is past the start.
+pub fn full_range(full: &KeyRange) -> Result<()> {
+    range(&full.start, full.end.as_deref())?;
+    if full.is_empty() {
+        return Err(Error::invalid(format!(
+            "the range from {} is empty: its end must be past its start",
+            convert::printable(&full.start)
+        )));
+    }
+    Ok(())
+}
+
+/// The ranges that somebody follows, joined; none are all keys. At most [`limits::MAX_FOLLOWED_RANGES`], each with keys.
+pub fn followed(ranges: &[KeyRange]) -> Result<Vec<KeyRange>> {
+    if ranges.len() > limits::MAX_FOLLOWED_RANGES {
+        return Err(Error::invalid(format!(
+            "{} ranges and prefixes are to be followed, over the limit of {}: follow wider ones, and leave out what is not \
+             wanted",
+            ranges.len(),
+            limits::MAX_FOLLOWED_RANGES
+        )));
+    }
+    ranges.iter().try_for_each(full_range)?;
+    Ok(if ranges.is_empty() { vec![KeyRange::all()] } else { KeyRange::join(ranges.to_vec()) })
+}
+
+/// A name of something that is kept by name: 1 to [`limits::MAX_NAME_BYTES`] of a-z, 0-9, _ and -.
+pub fn name(what: &str, name: &str) -> Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{} is not the name of {what}: it has 1 to {} characters of a-z, 0-9, _ and -",
+        convert::printable(name.as_bytes()),
+        limits::MAX_NAME_BYTES
+    )))
 }
 
 /// A limit of rows or bytes: absent is none, 0 is refused.

@@ -201,7 +201,7 @@ pub fn cut_to_size(view: &dyn View, state: &State, max_bytes: u64) -> Result<Opt
     }
     // Totals rise with timestamps, but for transactions under way: near enough.
     let (mut too_much, mut enough) = (state.truncated, state.closed);
-    while let Some(middle) = between(too_much, enough) {
+    while let Some(middle) = midpoint(too_much, enough) {
         match fits(middle)? {
             (true, _) => enough = middle,
             // Nothing lies in between: go on from the next row.
@@ -212,7 +212,7 @@ pub fn cut_to_size(view: &dyn View, state: &State, max_bytes: u64) -> Result<Opt
 }
 
 /// A timestamp between two others, unless they are neighbours.
-fn between(low: Timestamp, high: Timestamp) -> Option<Timestamp> {
+fn midpoint(low: Timestamp, high: Timestamp) -> Option<Timestamp> {
     let distance = high.0.saturating_sub(low.0);
     (distance > 1).then(|| Timestamp(low.0 + distance / 2))
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::apply::Work;
 use super::record::{self, TxnRow};
 use super::{finish, lock};
-use crate::types::{AbortReason, Decision, KeyRange, Outcome, Result, Timestamp, TxnOutcome};
+use crate::types::{AbortReason, Decision, KeyRange, Outcome, Result, Timestamp, TxnOutcome, key_after};
 
 /// Writes COMMITTED and finishes this shard's own part. Only where the primary key is locked: else the
 /// transaction was decided before, or was never prepared.
@@ -76,7 +76,7 @@ fn release_own(
     spans: &[KeyRange],
     decision: Decision,
 ) -> Result<bool> {
-    let primary = KeyRange { start: primary.clone(), end: Some(lock::after(primary)) };
+    let primary = KeyRange { start: primary.clone(), end: Some(key_after(primary)) };
     let range = work.range;
     let mut any = false;
     // The primary's last: the first lock of a part leads to all of it.

@@ -11,7 +11,8 @@ use crate::types::{Outcome, RequestId, Result, Timestamp, limits};
 
 /// Raises the safe point; one that would come nearer to the entry's timestamp than
 /// [`limits::RETENTION_MS`] is cut to that, so that no transaction is alive whose start lies below it (rule
-/// R7). Cuts the changelog, to the safe point at least, else not past what is resolved. Rows stay: replicas drop them when they compact.
+/// R7). Cuts the changelog, to the safe point at least, else not past what is resolved. Rows stay: replicas drop them
+/// when they compact.
 pub(super) fn advance_safe_point(
     state: &mut State,
     view: &dyn View,
@@ -30,7 +31,8 @@ pub(super) fn advance_safe_point(
 
 /// Whether a replica may drop a row of a shard whose [`Floor`](mvcc::Floor) for the family is `floor`: a version that
 /// was superseded at or before it, a tombstone that old, an outcome or ABORTED marker that is looked for no
-/// longer, a row of the changelog that old. Locks, STAGING and COMMITTED never. What is malformed stays, for whoever reads it to complain.
+/// longer, a row of the changelog that old. Locks, STAGING and COMMITTED never. What is malformed stays, for whoever
+/// reads it to complain.
 ///
 /// Ask it with a floor that is durable here and not above the timestamp of any read under way: then
 /// whatever it drops counts as absent for apply too, before and after a crash.

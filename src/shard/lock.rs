@@ -24,7 +24,7 @@ use crate::bugs::{self, Bug};
 use crate::codec::{self, ordered};
 use crate::engine::{Family, View};
 use crate::mvcc;
-use crate::types::{Direction, Error, KeyRange, Lock, Result, Timestamp, TxnId};
+use crate::types::{Direction, Error, KeyRange, Lock, Result, Timestamp, TxnId, key_after};
 
 const WRITE_LOCK: u8 = 1;
 const READ_LOCK: u8 = 2;
@@ -295,7 +295,7 @@ pub(super) fn excluding(view: &dyn View, context: Context<'_>, access: Access<'_
             }
             if found.is_none() && counts.range_locks > 0 && !bugs::on(Bug::RangeLocksIgnored) {
                 // Any lock of a range that begins before the key may reach it. There are few at a time.
-                let before = KeyRange { start: context.range.start.clone(), end: Some(after(key)) };
+                let before = KeyRange { start: context.range.start.clone(), end: Some(key_after(key)) };
                 found = foreign(scan(view, &before, Direction::Forward), context, |held| match &held.kind {
                     Kind::Range { end } => end.as_ref().is_none_or(|end| key < end),
                     _ => false,
@@ -327,14 +327,6 @@ fn foreign(
         }
     }
     Ok(None)
-}
-
-/// The first key after `key`.
-pub(super) fn after(key: &[u8]) -> Bytes {
-    let mut after = BytesMut::with_capacity(key.len() + 1);
-    after.put_slice(key);
-    after.put_u8(0);
-    after.freeze()
 }
 
 /// Takes the locks of a part, all of one transaction. Over its own earlier lock one counts once.

@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::limits;
+
 /// The order in which a scan returns rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -101,6 +103,19 @@ impl fmt::Debug for KeyRange {
             None => write!(f, "[{:?}, end)", self.start),
         }
     }
+}
+
+/// Whether a text is a name, as consumers, projections and indexes have them: 1 to [`limits::MAX_NAME_BYTES`] of a-z, 0-9,
+/// _ and -.
+pub fn is_name(text: &str) -> bool {
+    let is_proper =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
+    (1..=limits::MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(is_proper)
+}
+
+/// The first key after `key`.
+pub fn key_after(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
 }
 
 /// The first key past all keys that begin with `prefix`; `None` where there is none (only 0xff).

@@ -23,9 +23,9 @@ pub const MAX_PAGE_BYTES: usize = 1024 * 1024;
 pub const MAX_CHANGES_WAIT_MS: u64 = 10_000;
 /// What a page of changes tells of values from before, at most, in bytes for each transaction.
 pub const MAX_BEFORE_BYTES: usize = 2 * 1024 * 1024;
-/// The most ranges, and the most prefixes, that one follower of changes may name.
+/// The most ranges and prefixes, together, that one follower of changes may name.
 pub const MAX_FOLLOWED_RANGES: usize = 100;
-/// The most characters of a name: of a consumer, of an index.
+/// The most characters of a name: of a consumer, a projection, an index, a field of one.
 pub const MAX_NAME_BYTES: usize = 64;
 /// The largest message on a public connection: a full batch and room for its framing.
 pub const MAX_MESSAGE_BYTES: usize = MAX_BATCH_BYTES + 4 * 1024 * 1024;

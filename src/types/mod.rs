@@ -17,7 +17,7 @@ pub use command::{BatchResult, Condition, Expect, Operation, Outcome, Refusal, R
 pub use descriptor::{Epoch, NodeRecord, ShardDescriptor};
 pub use error::{Conflict, ConflictReason, Error, ErrorKind, LeaderHint, Moved, Result};
 pub use id::{ClusterId, NodeId, ShardId, StoreId};
-pub use key::{Direction, KeyRange, prefix_end};
+pub use key::{Direction, KeyRange, is_name, key_after, prefix_end};
 pub use read::{ReadAt, ReadLevel, ReplicaRole, Served};
 pub use record::Record;
 pub use timestamp::Timestamp;

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyRange, Refusal, RequestId, Timestamp};
+use super::{KeyRange, Refusal, RequestId, Timestamp, key_after};
 
 /// Names a transaction; `seen` is its start timestamp.
 pub type TxnId = RequestId;
@@ -109,10 +109,8 @@ impl TxnPart {
     /// The smallest range that holds every key and range of it; `None` where there is nothing.
     pub fn span(&self) -> Option<KeyRange> {
         let points = self.keys().into_iter().map(|key| {
-            // The first key after `key` is `key` with a zero byte behind it.
-            let mut end = key.to_vec();
-            end.push(0);
-            KeyRange { start: key, end: Some(end.into()) }
+            let end = Some(key_after(&key));
+            KeyRange { start: key, end }
         });
         points.chain(self.ranges.iter().cloned()).reduce(|a, b| KeyRange {
             start: a.start.min(b.start),

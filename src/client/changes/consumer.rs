@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{ChangeStream, FollowOptions, Since};
-use crate::changelog::{Cursor, CursorState};
+use crate::changelog::Cursor;
 use crate::client::Client;
 use crate::client::request::{Asked, mismatched};
 use crate::client::router::{Place, Target};
@@ -35,7 +35,7 @@ pub struct ConsumerStatus {
     pub record: v1::ConsumerRecord,
     /// How many milliseconds it is behind; `None` where it acknowledged nothing yet.
     pub lag_ms: Option<u64>,
-    /// How many changes lie before it, nearly, in the shards that hold its keys.
+    /// How many changes lie before it, nearly, in the shards that hold its keys; `None` where a shard does not tell.
     pub lag_entries: Option<u64>,
     /// Changes that it has not seen were cut off: it must start over with a scan.
     pub truncated: bool,
@@ -77,21 +77,6 @@ impl Client {
         let record = one(self.about_consumers(What::Open(open)).await?)?;
         let cursor = Arc::new(Mutex::new(Cursor::decode(&record.cursor)?));
         Ok(Consumer { client: self.clone(), name: record.name, epoch: record.epoch, options, cursor })
-    }
-
-    /// The place in the changelog that is meant.
-    pub(in crate::client) async fn place(&self, followed: &[KeyRange], since: &Since) -> Result<CursorState> {
-        let now = self.timestamp().await?;
-        Ok(match since {
-            Since::Now => CursorState::Following { after: now },
-            Since::Timestamp(after) => CursorState::Following { after: *after },
-            Since::Scan => CursorState::Scanning { at: now, next: Bytes::new() },
-            Since::Oldest => CursorState::Following { after: self.oldest_change(followed).await? },
-            Since::Cursor(cursor) => {
-                cursor.check(self.cluster()?, followed)?;
-                cursor.state().clone()
-            }
-        })
     }
 
     /// All named consumers, in the order of their names, and how far behind each is.
@@ -143,20 +128,16 @@ impl Client {
         if done == Timestamp::ZERO {
             return Ok(ConsumerStatus { record, lag_ms: None, lag_entries: None, truncated: false });
         }
-        let ranges = match record.ranges.is_empty() {
-            true => vec![KeyRange::all()],
-            false => convert::followed(record.ranges.clone(), Vec::new())?,
-        };
+        let ranges = convert::followed(record.ranges.clone(), Vec::new())?;
         let lag_ms = Some(now.ms().saturating_sub(done.ms()));
-        match self.changes_after(&ranges, done).await {
-            Ok(entries) => {
-                Ok(ConsumerStatus { record, lag_ms, lag_entries: Some(entries), truncated: false })
-            }
-            Err(error) if error.kind == ErrorKind::TooOld => {
-                Ok(ConsumerStatus { record, lag_ms, lag_entries: None, truncated: true })
-            }
-            Err(error) => Err(error),
-        }
+        let (lag_entries, truncated) = match self.changes_after(&ranges, done).await {
+            Ok(entries) => (Some(entries), false),
+            Err(error) if error.kind == ErrorKind::TooOld => (None, true),
+            // What is known of the others is worth telling.
+            Err(error) if error.kind == ErrorKind::Unavailable => (None, false),
+            Err(error) => return Err(error),
+        };
+        Ok(ConsumerStatus { record, lag_ms, lag_entries, truncated })
     }
 
     /// Sends a request about consumers to the leader of the system shard. All of them may be repeated; the answer to one

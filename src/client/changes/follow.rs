@@ -4,10 +4,11 @@
 //! a round brings nothing, a wait stands at each shard, and the first that has news begins the next round. So an idle
 //! stream costs a wait for each shard, and a busy one a page, however many changes there are.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, watch};
@@ -21,7 +22,7 @@ use crate::client::{Client, ScanOptions};
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
-use crate::types::{Epoch, Error, ErrorKind, KeyRange, ReadAt, Result, Timestamp};
+use crate::types::{Epoch, Error, ErrorKind, KeyRange, ReadAt, Result, Timestamp, key_after};
 
 /// What shards may be ahead of others, in bytes of changes that wait: all of them together, and each by its part.
 const BUFFER_BYTES: usize = 32 * 1024 * 1024;
@@ -90,18 +91,10 @@ impl Follower {
 
     async fn follow(&mut self, since: Since) -> Result<(), End> {
         let is_oldest = since == Since::Oldest;
-        let mut after = match since {
-            Since::Now => self.timestamp().await?,
-            Since::Timestamp(ts) => ts,
-            Since::Oldest => self.persist(|| self.client.oldest_change(&self.origin.followed)).await?,
-            Since::Scan => {
-                let at = self.timestamp().await?;
-                self.scan(at, Bytes::new()).await?
-            }
-            Since::Cursor(cursor) => match cursor.state() {
-                CursorState::Following { after } => *after,
-                CursorState::Scanning { at, next } => self.scan(*at, next.clone()).await?,
-            },
+        let place = self.persist(|| self.client.place(&self.origin.followed, &since)).await?;
+        let mut after = match place {
+            CursorState::Following { after } => after,
+            CursorState::Scanning { at, next } => self.scan(at, next).await?,
         };
         loop {
             let mut merge = Merge::new(self.origin.followed.clone(), after)?;
@@ -242,7 +235,7 @@ impl Follower {
             self.arm(merge, waits);
             tokio::select! {
                 Some((range, waited)) = waits.under_way.next() => {
-                    waits.armed.retain(|armed| *armed != range);
+                    waits.armed.remove(&range);
                     match waited {
                         Ok((page, news)) => {
                             merge.accept(page)?;
@@ -270,8 +263,7 @@ impl Follower {
     /// Begins to wait wherever nobody waits.
     fn arm(&self, merge: &Merge, waits: &mut Waits) {
         for ask in self.pieces(merge.wanted(usize::MAX).into_iter()) {
-            if !waits.armed.contains(&ask.range) {
-                waits.armed.push(ask.range.clone());
+            if waits.armed.insert(ask.range.clone()) {
                 waits.under_way.push(wait_at(self.client.clone(), ask));
             }
         }
@@ -350,7 +342,7 @@ impl Follower {
                     return Err(error.into());
                 }
             };
-            *start = after(&row.key);
+            *start = key_after(&row.key);
             let place = CursorState::Scanning { at, next: start.clone() };
             size_bytes += row.key.len() + row.record.value.len();
             batch.push(self.followed(Event::Row(row), place));
@@ -371,7 +363,7 @@ type WaitAt = BoxFuture<'static, (KeyRange, Result<(Page, Timestamp)>)>;
 struct Waits {
     under_way: FuturesUnordered<WaitAt>,
     /// What they are about.
-    armed: Vec<KeyRange>,
+    armed: HashSet<KeyRange>,
 }
 
 fn wait_at(client: Client, ask: Ask) -> WaitAt {
@@ -404,14 +396,6 @@ fn warn_at_times(warned: &mut Instant, error: &Error) {
         tracing::warn!(%error, "changes can't be followed now; trying on");
         *warned = Instant::now();
     }
-}
-
-/// The first key after `key`.
-fn after(key: &[u8]) -> Bytes {
-    let mut after = BytesMut::with_capacity(key.len() + 1);
-    after.put_slice(key);
-    after.put_u8(0);
-    after.freeze()
 }
 
 /// Whether trying again may help.

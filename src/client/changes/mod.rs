@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Client, Row};
 use crate::changelog::{Cursor, CursorState};
 use crate::rpc::validate;
-use crate::types::{Change, Changes, ClusterId, Error, KeyRange, Result, Timestamp, limits};
+use crate::types::{Change, Changes, ClusterId, Error, KeyRange, Result, Timestamp};
 
 pub use consumer::{Consumer, ConsumerStatus};
 
@@ -91,24 +91,8 @@ impl FollowOptions {
     }
 
     /// The ranges, joined and checked.
-    pub(in crate::client) fn followed(&self) -> Result<Vec<KeyRange>> {
-        let every = [KeyRange::all()];
-        let ranges = if self.ranges.is_empty() { &every[..] } else { &self.ranges };
-        if ranges.len() > limits::MAX_FOLLOWED_RANGES {
-            return Err(Error::invalid(format!(
-                "{} ranges are to be followed, over the limit of {}: follow wider ones, and leave out what is not wanted",
-                ranges.len(),
-                limits::MAX_FOLLOWED_RANGES
-            )));
-        }
-        ranges.iter().try_for_each(|range| validate::range(&range.start, range.end.as_deref()))?;
-        let joined = KeyRange::join(ranges.to_vec());
-        if joined.is_empty() {
-            return Err(Error::invalid(
-                "the ranges to follow hold no key: give one whose end is past its start, or none for all keys",
-            ));
-        }
-        Ok(joined)
+    pub(super) fn followed(&self) -> Result<Vec<KeyRange>> {
+        validate::followed(&self.ranges)
     }
 }
 
@@ -200,6 +184,20 @@ impl Client {
         };
         let task = tokio::spawn(follower.run(options.since));
         Ok(ChangeStream { events: VecDeque::new(), batches, reach, _task: AbortOnDropHandle::new(task) })
+    }
+
+    /// The place in the changelog that is meant.
+    pub(super) async fn place(&self, followed: &[KeyRange], since: &Since) -> Result<CursorState> {
+        Ok(match since {
+            Since::Now => CursorState::Following { after: self.timestamp().await? },
+            Since::Timestamp(after) => CursorState::Following { after: *after },
+            Since::Scan => CursorState::Scanning { at: self.timestamp().await?, next: Bytes::new() },
+            Since::Oldest => CursorState::Following { after: self.oldest_change(followed).await? },
+            Since::Cursor(cursor) => {
+                cursor.check(self.cluster()?, followed)?;
+                cursor.state().clone()
+            }
+        })
     }
 
     pub(super) fn cluster(&self) -> Result<ClusterId> {

@@ -231,7 +231,7 @@ impl<P: Projection> Project<P> {
 
     /// What works, once the options are checked: a run of its own, which believes nothing yet.
     fn writer(self, deadline: Duration) -> Result<(Writer<P>, bool, Pace)> {
-        convert::check_name("a projection", &self.name)?;
+        validate::name("a projection", &self.name)?;
         validate::key(&self.checkpoint)?;
         let options = self.projection.follows();
         let followed = options.followed()?;

@@ -11,7 +11,7 @@ use futures::Stream;
 use super::buffer::{self, Write};
 use super::txn::Inner;
 use crate::client::{Row, ScanOptions};
-use crate::types::{Error, KeyRange, Result};
+use crate::types::{Error, KeyRange, Result, key_after};
 
 /// The rows of a scan inside a transaction, in order: a stream. Made by [`Txn::scan`](super::Txn::scan). Pages are
 /// fetched as those of [`Scan`](crate::client::Scan) are; after an error the stream ends.
@@ -101,10 +101,7 @@ fn handed_out(range: &KeyRange, last: &Bytes, reverse: bool) -> KeyRange {
     if reverse {
         return KeyRange::new(last.clone(), range.end.clone());
     }
-    // The first key past `last` is `last` with a zero byte behind it.
-    let mut end = last.to_vec();
-    end.push(0);
-    KeyRange::new(range.start.clone(), Some(end.into()))
+    KeyRange::new(range.start.clone(), Some(key_after(last)))
 }
 
 /// Two lists in the order of the scan become one; an own write hides the stored row of its key.

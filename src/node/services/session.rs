@@ -44,8 +44,8 @@ struct Places {
 
 /// What a request holds of its session.
 struct Place {
-    /// Until its reply is on its way. Nothing for a wait: those are bounded by the node.
-    _one: Option<OwnedSemaphorePermit>,
+    /// Until its reply is on its way. Of nothing for a wait: those are bounded by the node.
+    _one: OwnedSemaphorePermit,
     /// Until it is answered. Nothing where it is small.
     request_kib: Option<OwnedSemaphorePermit>,
     /// Its message's share of what all sessions of the node may hold; until it is answered.
@@ -66,10 +66,7 @@ impl Places {
 
     /// A place at once, or `None`.
     fn try_take(&self, request: &SessionRequest) -> Option<Place> {
-        let one = match waits(request) {
-            true => None,
-            false => Some(self.all.clone().try_acquire_owned().ok()?),
-        };
+        let one = self.all.clone().try_acquire_many_owned(places(request)).ok()?;
         let request_kib = match kib(request, MAX_REQUEST_KIB) {
             0 => None,
             kib => Some(self.request_kib.clone().try_acquire_many_owned(kib).ok()?),
@@ -79,10 +76,7 @@ impl Places {
 
     /// A place as soon as there is one; `None` never comes, since the semaphores are not closed.
     async fn take(&self, request: &SessionRequest) -> Option<Place> {
-        let one = match waits(request) {
-            true => None,
-            false => Some(self.all.clone().acquire_owned().await.ok()?),
-        };
+        let one = self.all.clone().acquire_many_owned(places(request)).await.ok()?;
         let request_kib = match kib(request, MAX_REQUEST_KIB) {
             0 => None,
             kib => Some(self.request_kib.clone().acquire_many_owned(kib).await.ok()?),
@@ -112,6 +106,11 @@ impl Places {
 /// Whether a request waits for something to happen, and takes nothing meanwhile.
 fn waits(request: &SessionRequest) -> bool {
     matches!(&request.request, Some(Request::ChangesPage(page)) if page.up_to_ts == 0 && !page.count_only)
+}
+
+/// How many of a session's places a request takes.
+fn places(request: &SessionRequest) -> u32 {
+    u32::from(!waits(request))
 }
 
 /// The size of a message in KiB, rounded down, at most `most`.

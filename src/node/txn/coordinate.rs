@@ -9,7 +9,7 @@ use super::drive::{Patience, drive};
 use super::router::Router;
 use crate::rpc::convert;
 use crate::txn::{Coordinator, TxnCommit, Verdict};
-use crate::types::{Error, KeyRange, Outcome, Result, Timestamp, TxnOutcome, limits};
+use crate::types::{Error, KeyRange, Outcome, Result, Timestamp, TxnOutcome, key_after, limits};
 
 /// How long a coordinator goes on after its client has got its answer or has given up. What is left then is
 /// found and ended by recovery.
@@ -58,9 +58,8 @@ pub async fn commit(router: &Router, commit: TxnCommit, deadline: Instant) -> Re
 
 fn spans(commit: &TxnCommit) -> Vec<KeyRange> {
     let points = commit.part.keys().into_iter().map(|key| {
-        let mut end = key.to_vec();
-        end.push(0);
-        KeyRange::new(key, Some(end.into()))
+        let end = Some(key_after(&key));
+        KeyRange::new(key, end)
     });
     points.chain(commit.part.ranges.iter().cloned()).collect()
 }

@@ -49,14 +49,8 @@ pub fn changes_ask_from_proto(request: v1::ChangesPageRequest) -> Result<Changes
 
 /// A range of users' keys from a message, checked: not reversed, not empty.
 pub fn range_from_proto(range: v1::KeyRange) -> Result<KeyRange> {
-    validate::range(&range.start, range.end.as_deref())?;
     let range = KeyRange::new(range.start, range.end);
-    if range.is_empty() {
-        return Err(Error::invalid(format!(
-            "the range from {} is empty: its end must be past its start",
-            printable(&range.start)
-        )));
-    }
+    validate::full_range(&range)?;
     Ok(range)
 }
 
@@ -123,38 +117,9 @@ fn change_from_proto(change: v1::Change) -> Change {
     Change { key: change.key, value: change.value, create_ts, version, before }
 }
 
-/// A name as consumers and indexes have them: 1 to [`limits::MAX_NAME_BYTES`] of a-z, 0-9, _ and -.
-pub fn check_name(what: &str, name: &str) -> Result<()> {
-    let proper =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
-    if name.is_empty() || name.len() > limits::MAX_NAME_BYTES || !name.bytes().all(proper) {
-        return Err(Error::invalid(format!(
-            "{} is not the name of {what}: it has 1 to {} characters of a-z, 0-9, _ and -",
-            printable(name.as_bytes()),
-            limits::MAX_NAME_BYTES
-        )));
-    }
-    Ok(())
-}
-
-/// The ranges that a follower names, joined: none is all keys.
+/// The ranges that a follower names, and those of its prefixes, checked and joined: see [`validate::followed`].
 pub fn followed(ranges: Vec<v1::KeyRange>, prefixes: Vec<Bytes>) -> Result<Vec<KeyRange>> {
-    for (what, many) in [("ranges", ranges.len()), ("prefixes", prefixes.len())] {
-        if many > limits::MAX_FOLLOWED_RANGES {
-            return Err(Error::invalid(format!(
-                "{many} {what} are to be followed, over the limit of {}: follow wider ones, and leave out what is not \
-                 wanted",
-                limits::MAX_FOLLOWED_RANGES
-            )));
-        }
-    }
-    let mut wanted = ranges.into_iter().map(range_from_proto).collect::<Result<Vec<_>>>()?;
-    for prefix in prefixes {
-        validate::bound("prefix", &prefix)?;
-        wanted.push(KeyRange::prefix(prefix));
-    }
-    if wanted.is_empty() {
-        wanted.push(KeyRange::all());
-    }
-    Ok(KeyRange::join(wanted))
+    let named = ranges.into_iter().map(|range| KeyRange::new(range.start, range.end));
+    let named: Vec<KeyRange> = named.chain(prefixes.into_iter().map(KeyRange::prefix)).collect();
+    validate::followed(&named)
 }

@@ -11,8 +11,8 @@ mod reply;
 mod request;
 
 pub use changes::{
-    ChangesAsk, changes_ask_from_proto, changes_from_proto, changes_to_proto, check_name, followed,
-    range_from_proto, range_to_proto, user_changes, user_part,
+    ChangesAsk, changes_ask_from_proto, changes_from_proto, changes_to_proto, followed, range_from_proto,
+    range_to_proto, user_changes, user_part,
 };
 pub use cluster::{descriptor_from_proto, descriptor_to_proto, node_to_proto};
 pub use commit::{abort_to_error, commit_reply, commit_to_proto};
