@@ -3,11 +3,17 @@
 //! not differ. In the end everything that was committed must have happened one by one, in the order of the
 //! commit timestamps.
 
+mod acts;
+mod replica;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::sample::Index;
+
+use acts::{Act, act};
+use replica::Replica;
 
 use super::*;
 use crate::engine::{DropRules, Durability, Engine, MemoryEngine, Overlay};
@@ -20,58 +26,6 @@ use crate::types::{
 const CUT: &[u8] = b"m";
 const SHARDS: usize = 2;
 const MINUTE_MS: u64 = 60_000;
-
-/// One replica of both shards.
-struct Replica {
-    engine: MemoryEngine,
-    states: Vec<State>,
-}
-
-impl Replica {
-    fn new() -> Self {
-        let cut = Bytes::from_static(CUT);
-        let states = [KeyRange::new("", Some(cut.clone())), KeyRange::new(cut, None)]
-            .into_iter()
-            .enumerate()
-            .map(|(number, range)| {
-                let mut state = new_state();
-                state.descriptor.id = ShardId(number as u64);
-                state.descriptor.range = range;
-                state
-            })
-            .collect();
-        Self { engine: MemoryEngine::new(), states }
-    }
-
-    fn apply(&mut self, shard: usize, command: &Command) -> Outcome {
-        let view = self.engine.view();
-        let mut overlay = Overlay::new(view.as_ref());
-        let entry = Entry::Commands(vec![command.clone()]);
-        let outcomes = shard::apply(&mut self.states[shard], &mut overlay, &entry).expect("applies");
-        let batch = overlay.into_batch();
-        drop(view);
-        self.engine.write(batch, Durability::Buffered).expect("writes");
-        outcomes.into_iter().next().expect("one outcome")
-    }
-
-    fn compact(&self) {
-        let floors = Floors::new(shard::may_drop);
-        for state in &self.states {
-            floors.publish(state.descriptor.id, state.descriptor.range.clone(), state.floor());
-        }
-        assert!(floors.begin(crate::engine::Family::Lock).is_none());
-        self.engine.set_drop_rules(floors);
-        self.engine.compact_all().expect("compacts");
-    }
-
-    fn sums(&self) -> Vec<shard::RowsChecksum> {
-        let sum = |state: &State| {
-            let view = self.engine.view();
-            shard::checksum_rows(view.as_ref(), state).expect("reads")
-        };
-        self.states.iter().map(sum).collect()
-    }
-}
 
 /// A transaction as its coordinators know it, and what its client has read.
 struct Txn {
@@ -119,79 +73,6 @@ fn range_of(shard: usize) -> KeyRange {
 
 fn shard_of(key: &[u8]) -> usize {
     usize::from(key >= CUT)
-}
-
-#[derive(Clone, Debug)]
-enum Act {
-    Begin {
-        reads: Vec<Bytes>,
-        range: Option<KeyRange>,
-        writes: Vec<TxnWrite>,
-    },
-    Prepare(Index, usize),
-    Decide(Index),
-    Abort(Index),
-    Mark(Index, Index),
-    Finish(Index, usize),
-    Forget(Index),
-    Recover(Index),
-    Put(Bytes),
-    Delete(Bytes),
-    Add(Bytes),
-    /// Read a key, as it was a little while ago.
-    Look(Bytes, u64),
-    Pause {
-        minutes: u64,
-    },
-    Collect,
-    Compact,
-}
-
-fn key() -> impl Strategy<Value = Bytes> {
-    prop_oneof![Just("a"), Just("b"), Just("c"), Just("x"), Just("y")].prop_map(Bytes::from)
-}
-
-fn range() -> impl Strategy<Value = KeyRange> {
-    prop_oneof![
-        Just(KeyRange::new("a", Some("c".into()))),
-        Just(KeyRange::new("b", Some("y".into()))),
-        Just(KeyRange::new("x", None)),
-    ]
-}
-
-fn write() -> impl Strategy<Value = TxnWrite> {
-    prop_oneof![
-        3 => key().prop_map(|key| TxnWrite::Put { key, value: Bytes::new() }),
-        1 => key().prop_map(|key| TxnWrite::Delete { key }),
-        1 => key().prop_map(|key| TxnWrite::Add { key, delta: 1 }),
-    ]
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    let begin = (
-        proptest::collection::vec(key(), 0..3),
-        proptest::option::weighted(0.3, range()),
-        proptest::collection::vec(write(), 1..4),
-    )
-        .prop_map(|(reads, range, writes)| Act::Begin { reads, range, writes });
-    let txn = any::<Index>;
-    prop_oneof![
-        8 => begin,
-        16 => (txn(), 0..SHARDS).prop_map(|(txn, shard)| Act::Prepare(txn, shard)),
-        6 => txn().prop_map(Act::Decide),
-        2 => txn().prop_map(Act::Abort),
-        2 => (txn(), any::<Index>()).prop_map(|(txn, key)| Act::Mark(txn, key)),
-        6 => (txn(), 0..SHARDS).prop_map(|(txn, shard)| Act::Finish(txn, shard)),
-        2 => txn().prop_map(Act::Forget),
-        3 => txn().prop_map(Act::Recover),
-        2 => key().prop_map(Act::Put),
-        2 => key().prop_map(Act::Delete),
-        2 => key().prop_map(Act::Add),
-        6 => (key(), 0..6u64).prop_map(|(key, back)| Act::Look(key, back)),
-        2 => (0..12u64).prop_map(|minutes| Act::Pause { minutes }),
-        2 => Just(Act::Collect),
-        2 => Just(Act::Compact),
-    ]
 }
 
 /// What was committed at a timestamp.
