@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = [
         "kvorum/v1/kv.proto",
         "kvorum/v1/changelog.proto",
+        "kvorum/v1/index.proto",
         "kvorum/v1/cluster.proto",
         "kvorum/internal/v1/node.proto",
     ];

@@ -15,12 +15,14 @@ mod export;
 mod failure;
 mod get;
 mod import;
+mod index;
 mod init;
 mod input;
 mod local;
 mod logging;
 mod output;
 mod put;
+mod query;
 mod reads;
 mod records;
 mod scan;
@@ -55,6 +57,8 @@ Examples:
   kvorum scan --prefix user/ --limit 10
   printf 'add a -5\nadd b 5\n' | kvorum txn -       over any shards, as a whole or not at all
   kvorum watch --prefix user/ --since scan           what is there, then every change
+  kvorum index create by_team --prefix user/ --kind value --on '$.team'
+  kvorum query by_team --where 'team = \"blue\"'
   kvorum --endpoints 10.0.0.1:7400,10.0.0.2:7400 status
 
 Exit codes:
@@ -95,6 +99,10 @@ enum Command {
     Watch(watch::Args),
     /// The named consumers of the changelog, and how far behind each is.
     Consumer(consumer::Args),
+    /// Query indexes: make them, see how far they are, build them anew.
+    Index(index::Args),
+    /// Ask an index: rows by their fields, groups and their counts.
+    Query(query::Args),
     /// Run a small script as one transaction, over any keys and shards.
     Txn(txn::Args),
     /// Print a fresh timestamp, to read several things as of one instant.
@@ -171,6 +179,8 @@ async fn run(command: Command, context: &Context) -> Result<Done, Failure> {
         Command::Add(args) => add::run(context, args).await,
         Command::Watch(args) => watch::run(context, args).await,
         Command::Consumer(args) => consumer::run(context, args).await,
+        Command::Index(args) => index::run(context, args).await,
+        Command::Query(args) => query::run(context, args).await,
         Command::Txn(args) => txn::run(context, args).await,
         Command::Timestamp(args) => timestamp::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::map::MapCache;
 use super::replicas::{HedgeAfter, Replicas};
 use super::seen::Seen;
-use super::{Client, Deadline, Dialer, GrpcDialer, Policy, Shared};
+use super::{Client, Deadline, Dialer, GrpcDialer, Policy, Shared, index};
 use crate::types::{ClusterId, Error, NodeId, Result, limits};
 
 /// Options of a [`Client`]. Made by [`Client::builder`].
@@ -110,7 +110,14 @@ impl Builder {
             )));
         }
         let replicas = Replicas::new(self.hedge);
-        let shared = Shared { map, seen: Seen::default(), replicas, zone: self.zone, prefer: self.prefer };
+        let shared = Shared {
+            map,
+            seen: Seen::default(),
+            replicas,
+            indexes: index::Known::default(),
+            zone: self.zone,
+            prefer: self.prefer,
+        };
         let first = shared.map.fetch_until(until).await?;
         shared.seen.note_fresh(first.seen_ts);
         Ok(Client { shared: Arc::new(shared), deadline, policy: self.policy })

@@ -212,6 +212,9 @@ impl World {
             Call::ChangesPage(_) | Call::Consumer(_) => {
                 return Err(Error::invalid("this cluster keeps no changelog"));
             }
+            Call::IndexCatalogue(_) | Call::IndexVersion { .. } => {
+                return Err(Error::invalid("this cluster keeps no indexes"));
+            }
             Call::Empty => Reply::Empty(v1::EmptyReply {}),
         })
     }

@@ -66,6 +66,8 @@ fn routing_key(request: &Request) -> Option<Bytes> {
         | Request::Commit(_)
         | Request::ChangesPage(_)
         | Request::Consumer(_)
+        | Request::IndexCatalogue(_)
+        | Request::IndexVersion(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => None,
     }
@@ -100,6 +102,8 @@ fn set_header(request: &mut Request, header: v1::Header) {
         | Request::Commit(_)
         | Request::ChangesPage(_)
         | Request::Consumer(_)
+        | Request::IndexCatalogue(_)
+        | Request::IndexVersion(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => {}
     }

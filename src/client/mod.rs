@@ -34,6 +34,7 @@ mod builder;
 mod calls;
 mod changes;
 mod forward;
+mod index;
 mod link;
 mod map;
 mod project;
@@ -66,6 +67,9 @@ pub use bounded::Bounded;
 pub use builder::Builder;
 pub use calls::{Added, Deleted, Swap, Written};
 pub use changes::{ChangeStream, Consumer, ConsumerStatus, Event, FollowOptions, Followed, Since};
+pub use index::{
+    DeadLetter, IndexProgress, IndexQuery, IndexRows, IndexSpec, IndexStatus, QueryItem, QueryPage,
+};
 pub use link::{Dialer, Link, LinkError};
 pub use project::{Project, Projection, ProjectionStatus, RunningProjection, clear_prefix};
 pub use reads::{Got, Values};
@@ -99,6 +103,8 @@ struct Shared {
     seen: Seen,
     /// What is known of the replicas that are read at.
     replicas: Replicas,
+    /// Which version of each index answers.
+    indexes: index::Known,
     /// The zone that the client is in; empty where it did not say.
     zone: String,
     /// The node that is asked first, whatever the policy.

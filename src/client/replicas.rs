@@ -11,9 +11,10 @@ use super::balance::{After, Balancer, Budget, Candidate, Choice, FailureKind, He
 use super::request::Reading;
 use super::router::{Place, Target};
 use super::{LinkError, Policy, Shared};
-use crate::rpc::convert;
+use crate::rpc::v1::index_version_reply::What;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
+use crate::rpc::{convert, v1};
 use crate::types::{ErrorKind, NodeId};
 
 /// How long an attempt at one replica may take, at first: another may answer meanwhile. It doubles with each, since a read
@@ -160,6 +161,12 @@ enum Verdict {
 }
 
 fn verdict(called: &Called) -> Verdict {
+    if let Ok(Reply::IndexVersion(v1::IndexVersionReply { what: Some(What::Page(page)) })) = called {
+        return Verdict::Good {
+            load: page.load,
+            slow: page.slow_nodes.iter().map(|node| NodeId(*node)).collect(),
+        };
+    }
     let served = match called {
         Ok(Reply::Get(get)) => get.served.as_ref(),
         Ok(Reply::GetMany(many)) => many.served.first(),

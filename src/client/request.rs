@@ -327,6 +327,8 @@ pub(super) fn mismatched(reply: &Reply) -> Error {
         Reply::Commit(_) => "a commit's",
         Reply::ChangesPage(_) => "a page of changes'",
         Reply::Consumer(_) => "a consumer's",
+        Reply::IndexCatalogue(_) => "an index catalogue's",
+        Reply::IndexVersion(_) => "an index version's",
         Reply::Timestamp(_) => "a timestamp's",
         Reply::Empty(_) => "an empty call's",
     };

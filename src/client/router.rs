@@ -17,6 +17,8 @@ pub(super) enum Place<'a> {
     Key(&'a [u8]),
     /// The shard of the largest user's keys below this bound; `None` is past every user's key.
     Below(Option<&'a [u8]>),
+    /// The shard of this key, which has its keyspace byte in front.
+    Internal(&'a [u8]),
     /// The system shard.
     System,
     /// Any node.
@@ -200,6 +202,7 @@ impl Router {
                 let end = user_range(&KeyRange::new(Bytes::new(), bound.map(Bytes::copy_from_slice))).end?;
                 self.routes.partition_point(|route| route.shard.range.start < end)
             }
+            Place::Internal(key) => self.routes.partition_point(|route| route.shard.range.start <= key),
             Place::System => return self.route(ShardId::SYSTEM),
             Place::Any => return None,
         };
@@ -207,6 +210,7 @@ impl Router {
         let holds = match (place, &route.shard.range.end) {
             (_, None) => true,
             (Place::Key(key), Some(end)) => !starts_at_or_before(&KeyRange::new(end.clone(), None), key),
+            (Place::Internal(key), Some(end)) => *key < **end,
             (Place::Below(bound), Some(end)) => {
                 let internal =
                     user_range(&KeyRange::new(Bytes::new(), bound.map(Bytes::copy_from_slice))).end?;

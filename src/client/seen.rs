@@ -71,7 +71,11 @@ impl Seen {
             Reply::ChangesPage(page) => {
                 return self.note(page.served.as_ref().map_or(0, |_| page.through_ts));
             }
-            Reply::Error(_) | Reply::Empty(_) | Reply::Consumer(_) => return,
+            Reply::Error(_)
+            | Reply::Empty(_)
+            | Reply::Consumer(_)
+            | Reply::IndexCatalogue(_)
+            | Reply::IndexVersion(_) => return,
         };
         if fresh { self.note_fresh(ts) } else { self.note(ts) }
     }

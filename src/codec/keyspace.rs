@@ -87,6 +87,8 @@ pub fn consumers() -> KeyRange {
 
 /// After an index's id and version: how far it is, one row.
 pub const INDEX_CHECKPOINT: u8 = 0x00;
+/// After an index's id and version: its definition, one row.
+pub const INDEX_DEFINITION: u8 = 0x04;
 /// After an index's id and version: why a row is not in it, one for each such row.
 pub const INDEX_DEAD_LETTER: u8 = 0x03;
 /// After an index's id and version: an entry, one for each row of users.
@@ -106,7 +108,8 @@ fn index_version_prefix(id: u64, version: u32) -> BytesMut {
 }
 
 /// How the keys of all rows of one kind of an index begin. Of an entry ([`INDEX_ENTRY`]) or a group ([`INDEX_GROUP`]) its
-/// fields follow, of a dead letter ([`INDEX_DEAD_LETTER`]) the user's key, of the checkpoint ([`INDEX_CHECKPOINT`]) nothing.
+/// fields follow, of a dead letter ([`INDEX_DEAD_LETTER`]) the user's key, of the checkpoint ([`INDEX_CHECKPOINT`]) and the definition
+/// ([`INDEX_DEFINITION`]) nothing.
 pub fn index_rows(id: u64, version: u32, rows: u8) -> BytesMut {
     let mut key = index_version_prefix(id, version);
     key.put_u8(rows);
@@ -116,6 +119,23 @@ pub fn index_rows(id: u64, version: u32, rows: u8) -> BytesMut {
 /// All rows of one version of an index.
 pub fn index_version_range(id: u64, version: u32) -> KeyRange {
     KeyRange::prefix(index_version_prefix(id, version))
+}
+
+/// All rows of all query indexes.
+pub fn index_range() -> KeyRange {
+    KeyRange::prefix(&[INDEX][..])
+}
+
+/// The system key of an index, by its name.
+pub fn index_record(name: &str) -> Bytes {
+    let mut key = BytesMut::from(&b"\x00index/"[..]);
+    key.put_slice(name.as_bytes());
+    key.freeze()
+}
+
+/// The system keys of all indexes.
+pub fn index_records() -> KeyRange {
+    KeyRange::prefix(&b"\x00index/"[..])
 }
 
 /// The system key of the timestamp ceiling.

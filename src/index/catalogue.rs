@@ -29,6 +29,12 @@ pub struct Catalogued {
     pub active: Option<Version>,
     /// What is being built, or is built and waits to take the active one's place.
     pub building: Option<Version>,
+    /// Whether that takes the active one's place by itself once it is built.
+    pub swap_when_built: bool,
+    /// Whether that is built, and waits to take the active one's place.
+    pub is_built: bool,
+    /// Why it was built anew by itself the last time; empty where it never was.
+    pub restarted: String,
     /// Versions whose rows are to be cleared away.
     pub doomed: Vec<u32>,
     /// It was dropped: once nothing is doomed any more, nothing is left of it.
@@ -49,18 +55,22 @@ impl Catalogued {
             created: now,
             active: None,
             building: Some(Version { number: 1, spec: definition.spec().clone() }),
+            swap_when_built: true,
+            is_built: false,
+            restarted: String::new(),
             doomed: Vec::new(),
             dropped: false,
             last_version: 1,
         })
     }
 
-    /// Begins to build another version, by another definition or by the same.
+    /// Begins to build another version, by another definition or by the same. It takes the active one's place by itself
+    /// once it is built, unless it is held.
     ///
     /// # Errors
     ///
     /// `Invalid` where one is being built already, the index was dropped, or the definition is wrong or has another name.
-    pub fn rebuild(&mut self, spec: Option<Spec>) -> Result<u32> {
+    pub fn rebuild(&mut self, spec: Option<Spec>, hold: bool) -> Result<u32> {
         self.check_there()?;
         if let Some(building) = &self.building {
             return Err(Error::invalid(format!(
@@ -78,41 +88,88 @@ impl Catalogued {
                 active.spec.name, spec.name
             )));
         }
+        self.build(spec, !hold)
+    }
+
+    fn build(&mut self, spec: Spec, swap_when_built: bool) -> Result<u32> {
         let number = self
             .last_version
             .checked_add(1)
             .ok_or_else(|| Error::invalid("the index was built 2^32 times: create another one"))?;
         let definition = Definition::new(self.id, number, spec)?;
         self.building = Some(Version { number, spec: definition.spec().clone() });
+        self.swap_when_built = swap_when_built;
+        self.is_built = false;
         self.last_version = number;
         Ok(number)
     }
 
-    /// Notes that a version is built: the first one answers from now on. Answers whether that changed anything.
-    pub fn built(&mut self, number: u32) -> bool {
-        if self.active.is_some() || self.dropped {
-            return false;
-        }
-        self.active = self.building.take_if(|building| building.number == number);
-        self.active.is_some()
-    }
-
-    /// Puts the version that was built in the active one's place, whose rows are doomed then. The caller has seen that it
-    /// is built.
+    /// Builds another version in the place of one that can't go on, because the changelog was cut past it. Answers whether
+    /// anything was done: not where another version is being built already.
     ///
     /// # Errors
     ///
-    /// `Invalid` where `number` is not the version that was built last.
+    /// As for [`rebuild`](Self::rebuild).
+    pub fn restart(&mut self, number: u32, reason: &str) -> Result<bool> {
+        if self.dropped {
+            return Ok(false);
+        }
+        if let Some(building) = self.building.take_if(|building| building.number == number) {
+            self.doomed.push(number);
+            self.build(building.spec, self.swap_when_built)?;
+        } else if let Some(active) = self.active.as_ref().filter(|active| active.number == number)
+            && self.building.is_none()
+        {
+            self.build(active.spec.clone(), true)?;
+        } else {
+            return Ok(false);
+        }
+        reason.clone_into(&mut self.restarted);
+        Ok(true)
+    }
+
+    /// Notes that a version is built: the first one answers from now on, and a later one that is not held. Answers whether
+    /// that changed anything.
+    pub fn built(&mut self, number: u32) -> bool {
+        if self.building.as_ref().is_none_or(|building| building.number != number) || self.is_built {
+            return false;
+        }
+        self.is_built = true;
+        if self.active.is_none() || self.swap_when_built {
+            self.replace_active();
+        }
+        true
+    }
+
+    fn replace_active(&mut self) {
+        if let Some(built) = self.building.take() {
+            self.doomed.extend(self.active.replace(built).map(|old| old.number));
+        }
+    }
+
+    /// Puts the version that was built in the active one's place, whose rows are doomed then. Zero is whichever that is.
+    /// Done already is no error.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where `number` is no version that is being built, or is not built yet.
     pub fn swap(&mut self, number: u32) -> Result<()> {
         self.check_there()?;
-        let Some(built) = self.building.take_if(|building| building.number == number) else {
-            return Err(self.no_such(number));
-        };
-        self.doomed.extend(self.active.replace(built).map(|old| old.number));
+        if number != 0 && self.active.as_ref().is_some_and(|active| active.number == number) {
+            return Ok(());
+        }
+        let number = self.check_building(number)?;
+        if !self.is_built {
+            return Err(Error::invalid(format!(
+                "version {number} of the index is not built yet: wait until it is, or let it take the active one's place by \
+                 itself"
+            )));
+        }
+        self.replace_active();
         Ok(())
     }
 
-    /// Gives up building: the rows made so far are doomed.
+    /// Gives up building: the rows made so far are doomed. Zero is whichever version is being built.
     ///
     /// # Errors
     ///
@@ -124,10 +181,8 @@ impl Catalogued {
                 "the index has no other version than the one that is being built: drop it",
             ));
         }
-        match self.building.take_if(|building| building.number == number) {
-            Some(cancelled) => self.doomed.push(cancelled.number),
-            None => return Err(self.no_such(number)),
-        }
+        self.check_building(number)?;
+        self.doomed.extend(self.building.take().map(|cancelled| cancelled.number));
         Ok(())
     }
 
@@ -163,11 +218,15 @@ impl Catalogued {
         }
     }
 
-    fn no_such(&self, number: u32) -> Error {
-        let is = match &self.building {
-            Some(building) => format!("version {} is", building.number),
-            None => "none is".to_owned(),
-        };
-        Error::invalid(format!("version {number} of the index is not being built: {is}"))
+    /// The version that is being built, where it is this one, or zero was given.
+    fn check_building(&self, number: u32) -> Result<u32> {
+        match &self.building {
+            Some(building) if number == 0 || building.number == number => Ok(building.number),
+            Some(building) => Err(Error::invalid(format!(
+                "version {number} of the index is not being built: version {} is",
+                building.number
+            ))),
+            None => Err(Error::invalid("no version of the index is being built: begin with a rebuild")),
+        }
     }
 }

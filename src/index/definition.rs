@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{DatumType, Field, Order};
-use crate::codec::keyspace::index_version_range;
+use crate::codec::{self, keyspace::index_version_range};
 use crate::types::limits::{MAX_INDEX_COVERING_FIELDS, MAX_INDEX_FIELDS, MAX_KEY_BYTES, MAX_NAME_BYTES};
 use crate::types::{Error, KeyRange, Result, is_name};
 
@@ -220,6 +220,28 @@ impl Definition {
     /// The index's name.
     pub fn name(&self) -> &str {
         &self.0.spec.name
+    }
+
+    /// The same, but that rows which can't be indexed are left out, with a dead letter.
+    pub(super) fn leaving_out(&self) -> Self {
+        let mut lenient = Identified::clone(&self.0);
+        lenient.spec.on_error = OnError::DeadLetter;
+        Self(Arc::new(lenient))
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(&*self.0).into()
+    }
+
+    /// Reads a stored definition.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` where it can't be read, `Invalid` where it is wrong: only another build of kvorum can have stored it.
+    pub fn decode(stored: &[u8]) -> Result<Self> {
+        let Identified { id, version, spec } = codec::decode(stored, "the definition of an index")?;
+        Self::new(id, version, spec)
     }
 
     /// All rows of this version of the index, by their internal keys.

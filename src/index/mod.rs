@@ -42,7 +42,7 @@ pub use field::{DatumType, Field, Order};
 pub use fixed::Fixed;
 pub use number::Number;
 pub use plan::{Plan, plan};
-pub use projection::{Checkpoint, DeadLetter, State, Step, checkpoint_key, dead_letters};
+pub use projection::{Checkpoint, DeadLetter, State, Step, checkpoint_key, dead_letters, definition_key};
 pub use query::{Aggregate, Condition, OrderBy, Query, QueryText, Test};
 pub use read::{EntryItem, GroupItem, Item, Next, Reader};
 pub use source::{Path, Source};

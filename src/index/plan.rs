@@ -22,7 +22,7 @@ pub struct Plan {
     pub(super) grouping: Option<Grouping>,
     pub(super) limit: usize,
     pub(super) digest: u64,
-    pub(super) watermark: Option<Timestamp>,
+    pub(super) read_ts: Option<Timestamp>,
     pub(super) with_rows: bool,
 }
 
@@ -95,7 +95,7 @@ pub fn plan(definition: &Definition, query: &Query) -> Result<Plan> {
         grouping,
         limit: query.limit,
         digest: query_digest(query),
-        watermark: None,
+        read_ts: None,
         with_rows: query.with_rows,
     };
     if direction == Direction::Reverse {
@@ -119,8 +119,8 @@ impl Plan {
     }
 
     /// Of a page that goes on, the timestamp at which the first page was read. This one should be, too.
-    pub fn watermark(&self) -> Option<Timestamp> {
-        self.watermark
+    pub fn read_ts(&self) -> Option<Timestamp> {
+        self.read_ts
     }
 
     /// Conditions that are checked on each row, since no range serves them.
@@ -135,7 +135,7 @@ impl Plan {
             Direction::Reverse => KeyRange::new("", Some(token.bound)),
         };
         self.ranges = self.ranges.iter().filter_map(|range| range.intersect(&left)).collect();
-        self.watermark = Some(token.watermark);
+        self.read_ts = Some(token.read_ts);
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Checkpoint {
     pub changed_rows: u64,
     /// Dead letters written and not removed.
     pub dead_letters: u64,
+    /// The row, and when it was written, that the index halted at and is to go on without.
+    pub without: Option<(Bytes, Timestamp)>,
 }
 
 impl Checkpoint {
@@ -62,6 +64,7 @@ impl Checkpoint {
             scanned_rows: 0,
             changed_rows: 0,
             dead_letters: 0,
+            without: None,
         }
     }
 
@@ -74,14 +77,17 @@ impl Checkpoint {
         codec::decode(stored, "the checkpoint of an index")
     }
 
-    /// Goes on where it halted: once the definition, the program or what it stumbled over is another.
-    pub fn resume(&mut self) {
-        if let State::Halted { .. } = self.state {
-            self.state = if self.watermark == Timestamp::ZERO { State::Building } else { State::Ready };
-        }
+    /// Goes on where it halted: with another program, or, with `without`, as if the row that it halted at had a dead
+    /// letter. Answers whether it had halted.
+    pub fn resume(&mut self, without: bool) -> bool {
+        let State::Halted { key, commit_ts, .. } = &self.state else { return false };
+        self.without = without.then(|| (key.clone(), *commit_ts));
+        self.state = if self.watermark == Timestamp::ZERO { State::Building } else { State::Ready };
+        true
     }
 
-    fn encode(&self) -> Bytes {
+    /// As it is stored.
+    pub fn encode(&self) -> Bytes {
         codec::encode(self).into()
     }
 }
@@ -93,17 +99,18 @@ impl Default for Checkpoint {
 }
 
 /// The key of the checkpoint of an index's version.
-pub fn checkpoint_key(definition: &Definition) -> Bytes {
-    keyspace::index_rows(definition.id(), definition.version(), keyspace::INDEX_CHECKPOINT).freeze()
+pub fn checkpoint_key(id: u64, version: u32) -> Bytes {
+    keyspace::index_rows(id, version, keyspace::INDEX_CHECKPOINT).freeze()
+}
+
+/// The key of the definition of an index's version: it never changes.
+pub fn definition_key(id: u64, version: u32) -> Bytes {
+    keyspace::index_rows(id, version, keyspace::INDEX_DEFINITION).freeze()
 }
 
 /// All dead letters of an index's version; behind what their keys begin with is the row's key, as users know it.
-pub fn dead_letters(definition: &Definition) -> KeyRange {
-    KeyRange::prefix(dead_letter_prefix(definition).freeze())
-}
-
-fn dead_letter_prefix(definition: &Definition) -> BytesMut {
-    keyspace::index_rows(definition.id(), definition.version(), keyspace::INDEX_DEAD_LETTER)
+pub fn dead_letters(id: u64, version: u32) -> KeyRange {
+    KeyRange::prefix(keyspace::index_rows(id, version, keyspace::INDEX_DEAD_LETTER).freeze())
 }
 
 /// Why a row is not in the index, kept until it is.
@@ -189,6 +196,28 @@ impl Step {
         self.next.cursor = cursor;
     }
 
+    /// Takes in a row that has a dead letter once more, as it was at the watermark: where it can be indexed now, or is gone,
+    /// the letter is removed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`row`](Self::row).
+    pub fn replay(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<()> {
+        let lenient = self.definition.leaving_out();
+        let Ok(delta) = delta(&lenient, key, None, value.map(|value| &value[..])) else { return Ok(()) };
+        if delta.rejected.is_none() {
+            self.size_bytes += delta.size_bytes();
+            self.batch.add(delta)?;
+            self.letter(key.clone(), true, None);
+        }
+        Ok(())
+    }
+
+    /// Stops the index before an event that it can't take in. Of the transaction nothing must have been taken in.
+    pub fn halt(&mut self, key: Bytes, commit_ts: Timestamp, reason: String) {
+        self.next.state = State::Halted { key, commit_ts, reason };
+    }
+
     /// Whether the index stops with this step: nothing more is taken in.
     pub fn is_halted(&self) -> bool {
         matches!(self.next.state, State::Halted { .. })
@@ -236,13 +265,16 @@ impl Step {
             let value = change.apply(stored.get(&key).map(|value| &value[..]))?;
             writes.push(write(key, value));
         }
-        let prefix = dead_letter_prefix(&self.definition);
+        let prefix = dead_letters(self.definition.id(), self.definition.version()).start;
         for (key, letter) in self.dead {
-            let mut internal = prefix.clone();
+            let mut internal = BytesMut::from(&prefix[..]);
             internal.put_slice(&key);
             writes.push(write(internal.freeze(), letter.map(|letter| codec::encode(&letter).into())));
         }
-        writes.push(TxnWrite::Put { key: checkpoint_key(&self.definition), value: self.next.encode() });
+        writes.push(TxnWrite::Put {
+            key: checkpoint_key(self.definition.id(), self.definition.version()),
+            value: self.next.encode(),
+        });
         Ok((writes, self.next))
     }
 
@@ -256,15 +288,21 @@ impl Step {
         let (mut letters, mut size_bytes) = (Vec::new(), 0);
         for change in changes {
             let before = told_before(change)?;
-            let delta = match delta(&self.definition, &change.key, before, change.value.as_deref()) {
+            let is_left_out =
+                self.next.without.as_ref().is_some_and(|(key, ts)| *key == change.key && *ts == commit_ts);
+            let after = change.value.as_deref();
+            let delta = match is_left_out {
+                true => delta(&self.definition.leaving_out(), &change.key, before, after),
+                false => delta(&self.definition, &change.key, before, after),
+            };
+            let delta = match delta {
                 Ok(delta) => delta,
                 Err(error) => {
-                    let (key, reason) = (error.key.clone(), error.reason());
-                    self.next.state = State::Halted { key, commit_ts, reason };
+                    self.halt(error.key.clone(), commit_ts, error.reason());
                     return Ok(false);
                 }
             };
-            if self.definition.spec().on_error == OnError::DeadLetter {
+            if self.definition.spec().on_error != OnError::Skip {
                 let letter = delta
                     .rejected
                     .as_ref()
@@ -276,6 +314,7 @@ impl Step {
         }
         self.batch.join(whole)?;
         self.size_bytes += size_bytes;
+        self.next.without = None;
         for (key, had, letter) in letters {
             self.letter(key, had, letter);
         }

@@ -60,6 +60,20 @@ pub struct GroupItem {
     pub max: Option<Value>,
 }
 
+impl EntryItem {
+    /// What the index tells of the row as one JSON object: `{"fields": {…}, "measure": …, "covering": {…}}`, the last two
+    /// where there are any.
+    pub fn to_json(&self) -> Value {
+        let mut json = Map::new();
+        json.insert("fields".into(), self.fields.clone().into());
+        json.extend(self.measure.clone().map(|measure| ("measure".to_owned(), measure)));
+        if !self.covering.is_empty() {
+            json.insert("covering".into(), self.covering.clone().into());
+        }
+        json.into()
+    }
+}
+
 impl GroupItem {
     /// The group as one JSON object: `{"fields": {…}, "count": …, …}`.
     pub fn to_json(&self) -> Value {
@@ -87,6 +101,8 @@ pub struct Reader {
     ranges: VecDeque<KeyRange>,
     /// The group that is being read.
     group: Option<OpenGroup>,
+    /// What the keys of the page's first group begin with.
+    first_group: Option<Bytes>,
     items: VecDeque<Item>,
     /// Results so far.
     found: usize,
@@ -117,16 +133,21 @@ impl Reader {
             plan,
             ranges,
             group: None,
+            first_group: None,
             items: VecDeque::new(),
             found: 0,
             resume_at: None,
             is_full: false,
         };
-        let next = reader.next_scan();
+        let next = reader.rest();
         (reader, next)
     }
 
-    fn next_scan(&self) -> Next {
+    /// Where a scan goes on that was broken off: what is left of it.
+    pub fn rest(&self) -> Next {
+        if self.is_full {
+            return Next::Done;
+        }
         self.ranges.front().map_or(Next::Done, |range| Next::SeekTo(range.clone()))
     }
 
@@ -172,7 +193,7 @@ impl Reader {
         if self.ranges.is_empty() {
             self.close_group();
         }
-        Ok(self.next_scan())
+        Ok(self.rest())
     }
 
     /// Ends the page here, though it is not full: for a caller that has read enough rows. The next page begins behind
@@ -189,16 +210,21 @@ impl Reader {
         self.is_full = true;
     }
 
+    /// Whether a page that is stopped here gets further than where it began: not inside its first group.
+    pub fn is_further(&self) -> bool {
+        self.group.as_ref().is_none_or(|group| self.first_group.as_ref() != Some(&group.prefix))
+    }
+
     /// Takes the results so far.
     pub fn take_items(&mut self) -> Vec<Item> {
         self.items.drain(..).collect()
     }
 
-    /// Where the next page begins; `None` where there is none, or the page is neither full nor stopped. `watermark` is the
+    /// Where the next page begins; `None` where there is none, or the page is neither full nor stopped. `read_ts` is the
     /// timestamp at which this page was read, and at which the next ones should be. The last page may be empty.
-    pub fn page_token(&self, watermark: Timestamp) -> Option<Bytes> {
+    pub fn page_token(&self, read_ts: Timestamp) -> Option<Bytes> {
         let bound = self.resume_at.clone().filter(|_| self.is_full)?;
-        Some(PageToken { watermark, bound }.encode(&self.plan.definition, self.plan.digest))
+        Some(PageToken { read_ts, bound }.encode(&self.plan.definition, self.plan.digest))
     }
 
     fn push_entry(&mut self, key: &Bytes, row: &RowKey, value: &[u8]) -> Result<Next> {
@@ -248,6 +274,7 @@ impl Reader {
             RowKind::Entries => (None, layout::read_entry_value(&self.plan.definition, value)?),
         };
         let is_met = self.is_met(&row.fields, &covering);
+        self.first_group.get_or_insert_with(|| prefix.clone());
         let open = self.group.get_or_insert_with(|| OpenGroup::new(prefix, row, fields));
         if !is_met {
             return Ok(Next::Continue);
@@ -261,7 +288,7 @@ impl Reader {
         if self.ranges.is_empty() {
             self.close_group();
         }
-        Ok(self.next_scan())
+        Ok(self.rest())
     }
 
     fn is_met(&self, key: &[Datum], covering: &[Datum]) -> bool {

@@ -26,7 +26,7 @@ const MAX_BYTES: usize = HEADER_BYTES + MAX_INDEX_KEY_BYTES + 1 + DIGEST_BYTES;
 /// Where a page ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct PageToken {
-    pub watermark: Timestamp,
+    pub read_ts: Timestamp,
     /// Forwards the first internal key that was not read, backwards the last that was.
     pub bound: Bytes,
 }
@@ -38,7 +38,7 @@ impl PageToken {
         token.put_u64(definition.id());
         token.put_u32(definition.version());
         token.put_u64(query);
-        token.put_u64(self.watermark.0);
+        token.put_u64(self.read_ts.0);
         token.put_slice(&self.bound);
         let digest = xxh3_64(&token);
         token.put_u64(digest);
@@ -64,9 +64,9 @@ impl PageToken {
             let (version, rest) = input.split_first_chunk::<4>()?;
             input = rest;
             let found = (id, u32::from_be_bytes(*version), take_u64(&mut input)?);
-            let watermark = Timestamp(take_u64(&mut input)?);
+            let read_ts = Timestamp(take_u64(&mut input)?);
             (take_u64(&mut digest)? == xxh3_64(body))
-                .then(|| (found, Self { watermark, bound: Bytes::copy_from_slice(input) }))
+                .then(|| (found, Self { read_ts, bound: Bytes::copy_from_slice(input) }))
         };
         let Some(((id, version, found), token)) = read() else {
             return Err(wrong("is damaged, or none that this version gave".into()));

@@ -79,15 +79,16 @@ fn even_keys(shards: usize, mut sample: Vec<Bytes>) -> Result<Vec<Bytes>> {
     Ok((1..shards).map(|nth| sample[nth * sample.len() / shards].clone()).collect())
 }
 
-/// The shards of a new cluster: the system shard, then the users' keyspace cut before `split_keys`. The
-/// last one reaches to the end of all keys. Replicas go round the nodes, and so do the first replicas,
-/// which stand for election first.
+/// The shards of a new cluster: the system shard, then the users' keyspace cut before `split_keys`, then one for the
+/// rows of query indexes, which reaches to the end of all keys. Replicas go round the nodes, and so do the first
+/// replicas, which stand for election first.
 pub fn descriptors(split_keys: &[Bytes], nodes: &[NodeId], replicas: usize) -> Vec<ShardDescriptor> {
     let place = |nth: usize| -> Vec<NodeId> {
         (0..replicas.min(nodes.len())).map(|offset| nodes[(nth + offset) % nodes.len()]).collect()
     };
     let mut starts = vec![Bytes::from_static(&[keyspace::USER])];
     starts.extend(split_keys.iter().map(|key| keyspace::user_key(key)));
+    starts.push(keyspace::index_range().start);
     let mut shards = vec![ShardDescriptor {
         id: ShardId::SYSTEM,
         range: keyspace::system_range(),
@@ -118,10 +119,11 @@ mod tests {
         let nodes = [NodeId(1), NodeId(2), NodeId(3)];
         let cut = split_keys(Cut::Evenly { shards: 8, sample: vec![] }).expect("cut");
         let shards = descriptors(&cut, &nodes, 3);
-        assert_eq!(shards.len(), 9);
+        assert_eq!(shards.len(), 10);
         assert!(shards[0].range.start.is_empty());
         assert!(shards.windows(2).all(|pair| pair[0].range.end.as_ref() == Some(&pair[1].range.start)));
-        assert_eq!(shards[8].range.end, None);
+        assert_eq!(shards[8].range.end, Some(keyspace::index_range().start));
+        assert_eq!(shards[9].range.end, None);
         for first in nodes {
             assert!(shards.iter().filter(|shard| shard.replicas[0] == first).count() >= 2);
         }

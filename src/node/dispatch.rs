@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use super::consumers::Consumers;
+use super::index;
 use super::pulse::Pulse;
 use super::reads::{Answered, Reads, WordBook};
 use super::replica::{Replica, read_timestamp};
@@ -108,6 +109,8 @@ pub struct Dispatcher {
     router: Router,
     words: Arc<WordBook>,
     pulse: Arc<Pulse>,
+    indexes: index::Store,
+    projectors: Arc<index::Projectors>,
     reading: AtomicU32,
     waiting: AtomicU32,
 }
@@ -122,9 +125,28 @@ impl Dispatcher {
         router: Router,
         words: Arc<WordBook>,
         pulse: Arc<Pulse>,
+        projectors: Arc<index::Projectors>,
     ) -> Self {
         let (reading, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { cluster, node, replicas, timestamps, router, words, pulse, reading, waiting }
+        let indexes = index::Store::new(replicas.clone(), timestamps.clone(), router.clone(), words.clone());
+        Self {
+            cluster,
+            node,
+            replicas,
+            timestamps,
+            router,
+            words,
+            pulse,
+            indexes,
+            projectors,
+            reading,
+            waiting,
+        }
+    }
+
+    /// The rows of indexes on this node.
+    pub fn indexes(&self) -> &index::Store {
+        &self.indexes
     }
 
     /// Serves one request. Every failure is a reply too.
@@ -150,6 +172,8 @@ impl Dispatcher {
             }
             Call::ChangesPage(ask) => self.changes_page(ask, deadline).await,
             Call::Consumer(what) => self.consumer(what, deadline).await,
+            Call::IndexCatalogue(what) => self.index_catalogue(what, deadline).await,
+            Call::IndexVersion { version, what } => self.index_version(version, what, deadline).await,
             Call::Timestamp => {
                 let ts = self.timestamps.take(1).await?;
                 Ok(Reply::Timestamp(v1::TimestampReply { ts: ts.0 }))
@@ -308,13 +332,60 @@ impl Dispatcher {
 
     /// A request about named consumers, for the leader of the system shard.
     async fn consumer(&self, what: v1::consumer_request::What, deadline: Instant) -> Result<Reply> {
-        let system = self.replicas.of(ShardId::SYSTEM).ok_or_else(|| {
-            Error::moved("this node has no replica of the system shard: refresh the map", Moved::default())
-        })?;
-        let reads = self.reads(&system, deadline);
-        let records = SystemRecords { system: &system, reads, deadline };
-        let consumers = Consumers { cluster: self.cluster, records };
+        let system = self.system()?;
+        let consumers = Consumers { cluster: self.cluster, records: self.records(&system, deadline) };
         consumers.serve(what).await.map(Reply::Consumer)
+    }
+
+    /// A request about the indexes that there are, for the leader of the system shard.
+    async fn index_catalogue(
+        &self,
+        what: v1::index_catalogue_request::What,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let system = self.system()?;
+        let catalogue = index::Catalogue(self.records(&system, deadline));
+        catalogue.serve(what).await.map(Reply::IndexCatalogue)
+    }
+
+    /// A request about one version of an index: a query for any replica, others for the leader.
+    async fn index_version(
+        &self,
+        version: (u64, u32),
+        what: v1::index_version_request::What,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        use v1::index_version_request::What;
+        let what = match what {
+            What::Query(asked) => {
+                let reading = self.begin_read()?;
+                let mut page = index::query(&self.indexes, version, asked, deadline).await?;
+                page.load = reading.load();
+                page.slow_nodes = self.pulse.slow().to_vec();
+                v1::index_version_reply::What::Page(page)
+            }
+            What::Dump(from) => {
+                let _reading = self.begin_read()?;
+                v1::index_version_reply::What::Dump(
+                    index::dump(&self.indexes, version, from, deadline).await?,
+                )
+            }
+            what => {
+                let _waiting = self.begin_wait()?;
+                index::serve_version(&self.indexes, &self.projectors, version, what, deadline).await?
+            }
+        };
+        Ok(Reply::IndexVersion(v1::IndexVersionReply { what: Some(what) }))
+    }
+
+    fn system(&self) -> Result<Arc<Replica>> {
+        self.replicas.of(ShardId::SYSTEM).ok_or_else(|| {
+            Error::moved("this node has no replica of the system shard: refresh the map", Moved::default())
+        })
+    }
+
+    fn records<'a>(&'a self, system: &'a Arc<Replica>, deadline: Instant) -> SystemRecords<'a> {
+        SystemRecords { system, reads: self.reads(system, deadline), deadline }
     }
 
     fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {

@@ -18,7 +18,7 @@ use super::replica::{Replica, Resolve, Shared};
 use super::sequencer::Admission;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
-use super::{NodeConfig, cluster_map, gc, handover, registrar};
+use super::{NodeConfig, cluster_map, gc, handover, index, registrar};
 use crate::engine::SharedEngine;
 use crate::mvcc::Floors;
 use crate::raft::{Group, Host, HostConfig};
@@ -46,6 +46,7 @@ pub struct Member {
     read_indexes: Arc<ReadIndexes>,
     words: Arc<WordBook>,
     pulse: Arc<Pulse>,
+    projectors: Arc<index::Projectors>,
     dispatcher: Arc<Dispatcher>,
     stopping: CancellationToken,
 }
@@ -80,6 +81,7 @@ impl Member {
         let read_indexes = Arc::new(ReadIndexes::new(&host));
         let words = Arc::new(WordBook::default());
         let pulse = Arc::new(Pulse::new(node));
+        let projectors = Arc::new(index::Projectors::default());
         let stopping = CancellationToken::new();
         let member = Arc::new_cyclic(|member| {
             let router = Router::new(member.clone(), stopping.clone());
@@ -91,6 +93,7 @@ impl Member {
                 router,
                 words.clone(),
                 pulse.clone(),
+                projectors.clone(),
             );
             Self {
                 cluster,
@@ -104,6 +107,7 @@ impl Member {
                 read_indexes,
                 words,
                 pulse: pulse.clone(),
+                projectors: projectors.clone(),
                 dispatcher: Arc::new(dispatcher),
                 stopping: stopping.clone(),
             }
@@ -265,6 +269,16 @@ impl Member {
     /// How this node and the others are.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    /// The rows of indexes on this node.
+    pub fn index_store(&self) -> &index::Store {
+        self.dispatcher.indexes()
+    }
+
+    /// What keeps indexes up on this node.
+    pub fn projectors(&self) -> &Arc<index::Projectors> {
+        &self.projectors
     }
 
     /// What is known of closed timestamps.

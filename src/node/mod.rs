@@ -18,6 +18,7 @@ mod forming;
 mod gc;
 mod handover;
 mod identity;
+mod index;
 mod link;
 mod lock_queue;
 mod member;

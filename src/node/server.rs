@@ -14,12 +14,13 @@ use super::connections::{self, FileBudget};
 use super::consumer_lag;
 use super::core::Core;
 use super::identity;
-use super::services::{ChangelogService, ClusterService, KvService, PeerService, status_of};
+use super::services::{ChangelogService, ClusterService, IndexService, KvService, PeerService, status_of};
 use crate::client::Client;
 use crate::engine::{RocksEngine, RocksOptions, SharedEngine};
 use crate::rpc::internal::v1::node_server::NodeServer;
 use crate::rpc::v1::changelog_server::{self, ChangelogServer};
 use crate::rpc::v1::cluster_server::ClusterServer;
+use crate::rpc::v1::index_server::{self, IndexServer};
 use crate::rpc::v1::kv_server::{self, KvServer};
 use crate::rpc::{DESCRIPTORS, v1};
 use crate::types::{Error, NodeId, NodeRecord, Result, limits};
@@ -173,6 +174,9 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
     let changelog = ChangelogServer::new(ChangelogService::new(core.clone()))
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
+    let index = IndexServer::new(IndexService(core.clone()))
+        .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
     let cluster =
         ClusterServer::new(ClusterService(core.clone())).max_decoding_message_size(limits::MAX_MESSAGE_BYTES);
     let peer = NodeServer::new(PeerService(core.clone()))
@@ -190,6 +194,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
         .add_service(reflection)
         .add_service(kv)
         .add_service(changelog)
+        .add_service(index)
         .add_service(cluster)
         .add_service(peer)
         .serve_with_incoming_shutdown(incoming, async move { stopping.cancelled().await })
@@ -210,6 +215,7 @@ async fn report_health(core: Arc<Core>, health: tonic_health::server::HealthRepo
         health.set_service_status("", status).await;
         health.set_service_status(kv_server::SERVICE_NAME, status).await;
         health.set_service_status(changelog_server::SERVICE_NAME, status).await;
+        health.set_service_status(index_server::SERVICE_NAME, status).await;
     }
     health.set_service_status("", ServingStatus::NotServing).await;
 }

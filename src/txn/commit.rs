@@ -2,10 +2,29 @@
 
 use bytes::Bytes;
 
+use crate::codec::keyspace::INDEX_HEADER_BYTES;
 use crate::types::{Error, KeyRange, Result, Timestamp, TxnId, TxnPart, TxnWrite, limits};
 
 /// The longest internal key: a user's key and its keyspace byte.
 const MAX_INTERNAL_KEY_BYTES: usize = limits::MAX_KEY_BYTES + 1;
+
+/// How much one transaction may be.
+struct Most {
+    keys: usize,
+    key_bytes: usize,
+    bytes: usize,
+}
+
+/// One of users.
+const USERS: Most =
+    Most { keys: limits::MAX_TXN_KEYS, key_bytes: MAX_INTERNAL_KEY_BYTES, bytes: limits::MAX_TXN_BYTES };
+
+/// One of the cluster's own. A dead letter of an index has a user's key behind the index's.
+const OWN: Most = Most {
+    keys: limits::MAX_OWN_TXN_KEYS,
+    key_bytes: INDEX_HEADER_BYTES + limits::MAX_KEY_BYTES,
+    bytes: limits::MAX_OWN_TXN_BYTES,
+};
 
 /// A transaction that is to be committed: what it read at its start timestamp, and what it writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +60,10 @@ impl TxnCommit {
     ///
     /// `Invalid`, with what is wrong and what to do.
     pub fn check(&self) -> Result<()> {
+        self.check_within(&USERS)
+    }
+
+    fn check_within(&self, most: &Most) -> Result<()> {
         let TxnPart { reads, ranges, writes } = &self.part;
         if writes.is_empty() {
             return Err(Error::invalid(
@@ -48,13 +71,13 @@ impl TxnCommit {
                  no commit",
             ));
         }
-        if reads.len() + writes.len() > limits::MAX_TXN_KEYS {
+        if reads.len() + writes.len() > most.keys {
             return Err(Error::invalid(format!(
                 "the transaction reads {} keys and writes {}, over the limit of {} together: split it up, or \
                  read ranges in place of single keys",
                 reads.len(),
                 writes.len(),
-                limits::MAX_TXN_KEYS
+                most.keys
             )));
         }
         if ranges.len() > limits::MAX_TXN_RANGES {
@@ -64,10 +87,13 @@ impl TxnCommit {
                 limits::MAX_TXN_RANGES
             )));
         }
-        reads.iter().chain(writes.iter().map(TxnWrite::key)).try_for_each(|key| check_key(key))?;
+        reads
+            .iter()
+            .chain(writes.iter().map(TxnWrite::key))
+            .try_for_each(|key| check_key(key, most.key_bytes))?;
         writes.iter().try_for_each(check_value)?;
         ranges.iter().try_for_each(check_range)?;
-        check_size(&self.part)?;
+        check_size(&self.part, most.bytes)?;
         check_once("read", reads.iter())?;
         check_once("written", writes.iter().map(TxnWrite::key))
     }
@@ -78,12 +104,26 @@ impl TxnCommit {
     /// # Errors
     ///
     /// Those of [`check`](Self::check).
-    pub fn normalise(mut self) -> Result<Self> {
+    pub fn normalise(self) -> Result<Self> {
         self.check()?;
+        Ok(self.in_order())
+    }
+
+    /// The same, for a transaction of the cluster's own, which may be larger.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check).
+    pub fn normalise_own(self) -> Result<Self> {
+        self.check_within(&OWN)?;
+        Ok(self.in_order())
+    }
+
+    fn in_order(mut self) -> Self {
         self.part.reads.sort_unstable();
         self.part.writes.sort_unstable_by(|a, b| a.key().cmp(b.key()));
         self.part.ranges = merge(std::mem::take(&mut self.part.ranges));
-        Ok(self)
+        self
     }
 
     /// The primary key, where the record is: the smallest that is written. `None` where nothing is written,
@@ -101,13 +141,13 @@ impl TxnCommit {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<()> {
+fn check_key(key: &[u8], most_bytes: usize) -> Result<()> {
     if key.is_empty() {
         return Err(Error::invalid("the transaction names a key without a keyspace byte: put one in front"));
     }
-    if key.len() > MAX_INTERNAL_KEY_BYTES {
+    if key.len() > most_bytes {
         return Err(Error::invalid(format!(
-            "the transaction names the key {} of {} bytes, over the limit of {MAX_INTERNAL_KEY_BYTES} with its \
+            "the transaction names the key {} of {} bytes, over the limit of {most_bytes} with its \
              keyspace byte: shorten it",
             beginning(key),
             key.len()
@@ -157,12 +197,11 @@ fn check_range(range: &KeyRange) -> Result<()> {
     Ok(())
 }
 
-fn check_size(part: &TxnPart) -> Result<()> {
+fn check_size(part: &TxnPart, most_bytes: usize) -> Result<()> {
     let size_bytes = part.size_bytes();
-    if size_bytes > limits::MAX_TXN_BYTES {
+    if size_bytes > most_bytes {
         return Err(Error::invalid(format!(
-            "the transaction has {size_bytes} bytes of keys and values, over the limit of {}: split it up",
-            limits::MAX_TXN_BYTES
+            "the transaction has {size_bytes} bytes of keys and values, over the limit of {most_bytes}: split it up"
         )));
     }
     Ok(())

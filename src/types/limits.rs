@@ -44,6 +44,11 @@ pub const MAX_TXN_KEYS: usize = 10_000;
 pub const MAX_TXN_RANGES: usize = 1_000;
 /// The largest transaction, in bytes of keys and values together. Its lifetime is [`MAX_COMMAND_AGE_MS`].
 pub const MAX_TXN_BYTES: usize = MAX_BATCH_BYTES;
+/// The most keys, and bytes, of one transaction of the cluster's own: what the largest one of users changes in a query
+/// index, at most four rows for each of its own, and the checkpoint that is read and written.
+pub const MAX_OWN_TXN_KEYS: usize = 4 * MAX_TXN_KEYS + 2;
+/// The same, in bytes of keys and values together.
+pub const MAX_OWN_TXN_BYTES: usize = 2 * MAX_TXN_BYTES;
 /// A commit over several shards that touches more keys than this, or any range, takes two rounds: its
 /// STAGING record would list them all, and whoever meets a lock would have to ask for each.
 pub const MAX_LISTED_KEYS: usize = 64;

@@ -7,6 +7,7 @@ mod bad_input;
 mod changes;
 mod crash;
 mod examples;
+mod indexes;
 mod ledger;
 mod raw;
 mod reads;

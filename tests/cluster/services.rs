@@ -35,7 +35,7 @@ fn spread() -> Vec<Bytes> {
 async fn any_node_serves_any_key() {
     let cluster = Cluster::start(3, SHARDS).await;
     let map = cluster.client().await.map().await.expect("a map");
-    assert_eq!(map.shards.len(), SHARDS as usize + 1, "and the system shard");
+    assert_eq!(map.shards.len(), SHARDS as usize + 2, "and those of the system and of indexes");
     for (at, node) in cluster.nodes.iter().enumerate() {
         let mut kv = raw::kv(&node.grpc).await;
         for key in spread() {

@@ -363,7 +363,11 @@ impl Cluster {
 
     /// Which node (an index into `nodes`) leads the shard that holds `key`, as the nodes that run say.
     pub async fn leader_of(&self, key: &[u8]) -> usize {
-        let inner = kvorum::codec::keyspace::user_key(key);
+        self.leader_of_internal(&kvorum::codec::keyspace::user_key(key)).await
+    }
+
+    /// The same for a key with its keyspace byte.
+    pub async fn leader_of_internal(&self, inner: &[u8]) -> usize {
         eventually("the key's shard has a leader", async || {
             let mut reasons = Vec::new();
             for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.runs()) {
@@ -371,8 +375,8 @@ impl Cluster {
                     Ok(status) => {
                         let leads = status.replicas.iter().any(|replica| {
                             let shard = replica.shard.as_ref().expect("a replica names its shard");
-                            let holds =
-                                shard.start <= inner && shard.end.as_ref().is_none_or(|end| inner < *end);
+                            let holds = shard.start[..] <= *inner
+                                && shard.end.as_ref().is_none_or(|end| *inner < end[..]);
                             holds && replica.role == "leader"
                         });
                         if leads {

@@ -91,7 +91,7 @@ impl FollowOptions {
     }
 
     /// The ranges, joined and checked.
-    pub(super) fn followed(&self) -> Result<Vec<KeyRange>> {
+    pub(crate) fn followed(&self) -> Result<Vec<KeyRange>> {
         validate::followed(&self.ranges)
     }
 }
@@ -200,7 +200,7 @@ impl Client {
         })
     }
 
-    pub(super) fn cluster(&self) -> Result<ClusterId> {
+    pub(crate) fn cluster(&self) -> Result<ClusterId> {
         let cluster = self.cluster_id().parse();
         cluster.map_err(|_| Error::unavailable("the client does not know its cluster yet: try again"))
     }

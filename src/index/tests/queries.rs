@@ -351,7 +351,7 @@ fn all_pages(store: &Store, query: &Query, most_rows: usize) -> Vec<Item> {
     let mut items = Vec::new();
     for page_number in 0..1000 {
         let plan = plan(&store.definition, &query).expect("what was planned once");
-        assert_eq!(plan.watermark(), (page_number > 0).then_some(WATERMARK));
+        assert_eq!(plan.read_ts(), (page_number > 0).then_some(WATERMARK));
         let page = store.read(plan, most_rows);
         assert!(page.items.len() <= query.limit);
         items.extend(page.items);

@@ -2,11 +2,13 @@
 
 mod changelog;
 mod cluster;
+mod index;
 mod kv;
 mod peer;
 mod session;
 
 pub use changelog::ChangelogService;
 pub use cluster::{ClusterService, status_of};
+pub use index::IndexService;
 pub use kv::KvService;
 pub use peer::PeerService;

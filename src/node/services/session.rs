@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 use crate::node::core::Core;
+use crate::rpc::v1::index_version_request::What as About;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::v1::step::Step;
 use crate::rpc::v1::{SessionReplies, SessionReply, SessionRequest, SessionRequests, session_reply};
@@ -90,6 +91,9 @@ impl Places {
             Request::ScanPage(_) => PAGE_MIB,
             // A wait tells no changes.
             Request::ChangesPage(page) => usize::from(page.up_to_ts != 0) * PAGE_MIB,
+            Request::IndexVersion(about) => {
+                usize::from(matches!(about.what, Some(About::Query(_) | About::Dump(_)))) * PAGE_MIB
+            }
             Request::GetMany(many) => many.keys.len().min(LARGEST_MIB),
             Request::Batch(batch) => {
                 let is_get = |step: &&v1::Step| matches!(step.step, Some(Step::Get(_)));
@@ -105,7 +109,11 @@ impl Places {
 
 /// Whether a request waits for something to happen, and takes nothing meanwhile.
 fn waits(request: &SessionRequest) -> bool {
-    matches!(&request.request, Some(Request::ChangesPage(page)) if page.up_to_ts == 0 && !page.count_only)
+    match &request.request {
+        Some(Request::ChangesPage(page)) => page.up_to_ts == 0 && !page.count_only,
+        Some(Request::IndexVersion(about)) => matches!(about.what, Some(About::ReachTs(_))),
+        _ => false,
+    }
 }
 
 /// How many of a session's places a request takes.

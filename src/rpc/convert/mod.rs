@@ -7,6 +7,8 @@ mod changes;
 mod cluster;
 mod commit;
 mod error;
+#[cfg(feature = "server")]
+mod index;
 mod reply;
 mod request;
 
@@ -20,6 +22,8 @@ pub use error::{
     ERROR_BIN_METADATA, ERROR_METADATA, error_from_proto, error_from_status, error_to_proto, error_to_status,
     kind_from_name, printable, printable_internal, refusal_to_error,
 };
+#[cfg(feature = "server")]
+pub use index::{index_spec_from_proto, index_spec_to_proto};
 pub use reply::{
     add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply,
     outcome_from_reply, put_reply, record_from_proto, record_to_proto, row_from_proto, row_to_proto,

@@ -67,6 +67,15 @@ pub enum Call {
     ChangesPage(ChangesAsk),
     /// About named consumers.
     Consumer(v1::consumer_request::What),
+    /// About the indexes that there are.
+    IndexCatalogue(v1::index_catalogue_request::What),
+    /// About one version of an index.
+    IndexVersion {
+        /// The index's id, and the version.
+        version: (u64, u32),
+        /// What is asked.
+        what: v1::index_version_request::What,
+    },
     /// Asks for a timestamp.
     Timestamp,
     /// Does nothing.
@@ -107,6 +116,8 @@ pub fn header_of(request: &Request) -> Result<CallHeader> {
         Request::Commit(request) => &request.header,
         Request::ChangesPage(request) => &request.header,
         Request::Consumer(request) => &request.header,
+        Request::IndexCatalogue(request) => &request.header,
+        Request::IndexVersion(request) => &request.header,
         Request::Timestamp(request) => &request.header,
         Request::Empty(_) => &None,
     };
@@ -158,6 +169,18 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
         Request::Consumer(request) => Call::Consumer(request.what.ok_or_else(|| {
             Error::invalid("the request about consumers is empty: set one of open, acknowledge, drop, list")
         })?),
+        Request::IndexCatalogue(request) => Call::IndexCatalogue(request.what.ok_or_else(|| {
+            Error::invalid("the request about indexes is empty: set one of create, rebuild, swap, cancel, drop, find, list")
+        })?),
+        Request::IndexVersion(request) => Call::IndexVersion {
+            version: (request.id, request.version),
+            what: request.what.ok_or_else(|| {
+                Error::invalid(
+                    "the request about a version of an index is empty: set one of query, reach_ts, progress, resume_without, \
+                     dead_letters_after, replay",
+                )
+            })?,
+        },
         Request::Timestamp(_) => Call::Timestamp,
         Request::Empty(_) => Call::Empty,
     })
