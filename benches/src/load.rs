@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::follow::Place;
+use crate::indexes::{self, Beside};
 use crate::system::{Level, Reads, System};
 use crate::{KEYS, Result, VALUE_BYTES, follow};
 
@@ -58,6 +59,8 @@ pub enum Operation {
     Follow(usize),
     /// So many consumers are told of many writes that were made before.
     CatchUp(usize),
+    /// Beside query indexes.
+    Indexes(Beside),
 }
 
 /// Over how many keys read-modify-writes are spread.
@@ -100,6 +103,12 @@ impl Operation {
             Self::Follow(_) => "follow puts, 10 consumers",
             Self::CatchUp(1) => "catch up, 1 consumer",
             Self::CatchUp(_) => "catch up, 10 consumers",
+            Self::Indexes(Beside::Puts(0)) => "put of JSON, no index",
+            Self::Indexes(Beside::Puts(1)) => "put of JSON, 1 index",
+            Self::Indexes(Beside::Puts(_)) => "put of JSON, 5 indexes",
+            Self::Indexes(Beside::OwnWrites(1)) => "query own write at 80 % load, 1 index",
+            Self::Indexes(Beside::OwnWrites(_)) => "query own write at 80 % load, 5 indexes",
+            Self::Indexes(Beside::CatchUp) => "index catches up",
         }
     }
 
@@ -178,6 +187,7 @@ pub async fn measure(system: &System, load: &Load, length: Duration) -> Result<M
     match load.operation {
         Operation::Follow(consumers) => return follow::live(system, load, consumers, length).await,
         Operation::CatchUp(consumers) => return follow::catch_up(system, load, consumers).await,
+        Operation::Indexes(beside) => return indexes::measure(system, load, beside, length).await,
         _ => {}
     }
     let started = Instant::now();
@@ -252,7 +262,9 @@ async fn one_operation(
         Operation::Get | Operation::GetOneShard | Operation::GetAllWell | Operation::GetOneSlow => {
             return get(system, client, turn, key(number), Level::Linearizable).await;
         }
-        Operation::Follow(_) | Operation::CatchUp(_) => return Err("consumers don't take turns".into()),
+        Operation::Follow(_) | Operation::CatchUp(_) | Operation::Indexes(_) => {
+            return Err("what follows writes is measured elsewhere".into());
+        }
         Operation::BoundedGetOneShard => {
             return get(system, client, turn, key(number), Level::Bounded).await;
         }

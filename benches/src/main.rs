@@ -6,6 +6,7 @@
 mod chart;
 mod follow;
 mod hot;
+mod indexes;
 mod load;
 mod pauses;
 mod report;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvorum::client::Policy;
 
 use crate::hot::{HotShard, Leaders};
+use crate::indexes::Beside;
 use crate::load::{self, Contention, Load, Operation};
 use crate::report::{Results, Round, Row};
 use crate::servers::Servers;
@@ -96,6 +97,9 @@ fn loads(with_most_clients: bool) -> Vec<(Operation, usize)> {
         loads.push((Operation::Follow(consumers), MANY_CLIENTS));
         loads.push((Operation::CatchUp(consumers), MANY_CLIENTS));
     }
+    loads.extend([0, 1, 5].map(|indexes| (Operation::Indexes(Beside::Puts(indexes)), MANY_CLIENTS)));
+    loads.extend([1, 5].map(|indexes| (Operation::Indexes(Beside::OwnWrites(indexes)), MANY_CLIENTS)));
+    loads.push((Operation::Indexes(Beside::CatchUp), MANY_CLIENTS));
     loads.push((Operation::GetOneShard, MANY_CLIENTS));
     if with_most_clients {
         loads.push((Operation::GetOneShard, MOST_CLIENTS));
@@ -134,6 +138,7 @@ impl<'a> Run<'a> {
         let systems = match operation {
             Operation::GetOneShard => vec![&self.leader, &self.balanced, &self.etcd, &self.etcd_in_turn],
             Operation::BoundedGetOneShard => vec![&self.balanced, &self.etcd_in_turn],
+            Operation::Indexes(_) => vec![&self.leader],
             _ if operation.has_ceiling() => vec![&self.leader, &self.etcd, &self.ceiling],
             _ => vec![&self.leader, &self.etcd],
         };

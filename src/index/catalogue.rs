@@ -64,6 +64,14 @@ impl Catalogued {
         })
     }
 
+    /// The version that a rebuild behind version `after` has made, if it was done already: by this definition, or by the
+    /// active one's.
+    pub fn rebuilt_after(&self, after: u32, spec: Option<&Spec>) -> Option<u32> {
+        let later = self.active.iter().chain(&self.building).filter(|version| version.number > after);
+        let active = self.active.as_ref().map(|active| &active.spec);
+        later.filter(|version| Some(&version.spec) == spec.or(active)).map(|version| version.number).last()
+    }
+
     /// Begins to build another version, by another definition or by the same. It takes the active one's place by itself
     /// once it is built, unless it is held.
     ///
@@ -169,13 +177,19 @@ impl Catalogued {
         Ok(())
     }
 
-    /// Gives up building: the rows made so far are doomed. Zero is whichever version is being built.
+    /// Gives up building: the rows made so far are doomed. Zero is whichever version is being built. Done already is no
+    /// error.
     ///
     /// # Errors
     ///
     /// `Invalid` where `number` is not being built, or is the only version there is: drop the index.
     pub fn cancel(&mut self, number: u32) -> Result<()> {
         self.check_there()?;
+        let is = |version: &Option<Version>| version.as_ref().is_some_and(|version| version.number == number);
+        if (1..=self.last_version).contains(&number) && !is(&self.active) && !is(&self.building) {
+            // Done already.
+            return Ok(());
+        }
         if self.active.is_none() {
             return Err(Error::invalid(
                 "the index has no other version than the one that is being built: drop it",

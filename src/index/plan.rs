@@ -22,7 +22,8 @@ pub struct Plan {
     pub(super) grouping: Option<Grouping>,
     pub(super) limit: usize,
     pub(super) digest: u64,
-    pub(super) read_ts: Option<Timestamp>,
+    /// Of a page that goes on: when the first page was read, and its watermark.
+    pub(super) moment: Option<(Timestamp, Timestamp)>,
     pub(super) with_rows: bool,
 }
 
@@ -95,7 +96,7 @@ pub fn plan(definition: &Definition, query: &Query) -> Result<Plan> {
         grouping,
         limit: query.limit,
         digest: query_digest(query),
-        read_ts: None,
+        moment: None,
         with_rows: query.with_rows,
     };
     if direction == Direction::Reverse {
@@ -118,9 +119,9 @@ impl Plan {
         self.direction
     }
 
-    /// Of a page that goes on, the timestamp at which the first page was read. This one should be, too.
-    pub fn read_ts(&self) -> Option<Timestamp> {
-        self.read_ts
+    /// Of a page that goes on, the timestamp at which the first page was read, and its watermark. They are this one's, too.
+    pub fn moment(&self) -> Option<(Timestamp, Timestamp)> {
+        self.moment
     }
 
     /// Conditions that are checked on each row, since no range serves them.
@@ -135,7 +136,7 @@ impl Plan {
             Direction::Reverse => KeyRange::new("", Some(token.bound)),
         };
         self.ranges = self.ranges.iter().filter_map(|range| range.intersect(&left)).collect();
-        self.read_ts = Some(token.read_ts);
+        self.moment = Some((token.read_ts, token.watermark));
     }
 }
 

@@ -50,8 +50,8 @@ pub struct Checkpoint {
     pub changed_rows: u64,
     /// Dead letters written and not removed.
     pub dead_letters: u64,
-    /// The row, and when it was written, that the index halted at and is to go on without.
-    pub without: Option<(Bytes, Timestamp)>,
+    /// Rows of the next transaction, or the next row of the scan, that the index is to go on without.
+    pub without: Vec<Bytes>,
 }
 
 impl Checkpoint {
@@ -64,7 +64,7 @@ impl Checkpoint {
             scanned_rows: 0,
             changed_rows: 0,
             dead_letters: 0,
-            without: None,
+            without: Vec::new(),
         }
     }
 
@@ -80,8 +80,11 @@ impl Checkpoint {
     /// Goes on where it halted: with another program, or, with `without`, as if the row that it halted at had a dead
     /// letter. Answers whether it had halted.
     pub fn resume(&mut self, without: bool) -> bool {
-        let State::Halted { key, commit_ts, .. } = &self.state else { return false };
-        self.without = without.then(|| (key.clone(), *commit_ts));
+        let State::Halted { key, .. } = &self.state else { return false };
+        // It halts before the same transaction once for each of its rows: they add up, until it is taken in.
+        if without && !self.without.contains(key) {
+            self.without.push(key.clone());
+        }
         self.state = if self.watermark == Timestamp::ZERO { State::Building } else { State::Ready };
         true
     }
@@ -288,8 +291,7 @@ impl Step {
         let (mut letters, mut size_bytes) = (Vec::new(), 0);
         for change in changes {
             let before = told_before(change)?;
-            let is_left_out =
-                self.next.without.as_ref().is_some_and(|(key, ts)| *key == change.key && *ts == commit_ts);
+            let is_left_out = self.next.without.contains(&change.key);
             let after = change.value.as_deref();
             let delta = match is_left_out {
                 true => delta(&self.definition.leaving_out(), &change.key, before, after),
@@ -314,7 +316,7 @@ impl Step {
         }
         self.batch.join(whole)?;
         self.size_bytes += size_bytes;
-        self.next.without = None;
+        self.next.without.clear();
         for (key, had, letter) in letters {
             self.letter(key, had, letter);
         }
@@ -329,6 +331,7 @@ impl Step {
             (true, false) => self.next.dead_letters = self.next.dead_letters.saturating_sub(1),
             (true, true) => {}
         }
+        self.size_bytes += key.len() + letter.as_ref().map_or(0, |letter| letter.reason.len());
         self.dead.insert(key, letter);
     }
 }

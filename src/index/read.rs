@@ -180,6 +180,52 @@ impl Reader {
         Ok(next)
     }
 
+    /// Takes a page of a scan of `range`, which is what [`Next::SeekTo`] named: its rows, and in `rest` where the scan goes on,
+    /// if it does. Answers where to scan next: never [`Next::Continue`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push) and [`end_of_range`](Self::end_of_range).
+    pub fn push_page(
+        &mut self,
+        range: KeyRange,
+        rows: impl IntoIterator<Item = (Bytes, Bytes)>,
+        rest: Option<Bytes>,
+    ) -> Result<Next> {
+        // What is known: the rows of the range up to where the scan goes on. What is left: the others.
+        let (known, left) = match (rest, self.plan.direction) {
+            (Some(rest), Direction::Forward) => {
+                (KeyRange::new(range.start, Some(rest.clone())), Some(KeyRange::new(rest, range.end)))
+            }
+            (Some(rest), Direction::Reverse) => {
+                (KeyRange::new(rest.clone(), range.end), Some(KeyRange::new(range.start, Some(rest))))
+            }
+            (None, _) => (range, None),
+        };
+        let mut wanted = known.clone();
+        for (key, value) in rows {
+            if !wanted.contains(&key) {
+                continue;
+            }
+            match self.push(&key, &value)? {
+                Next::Continue => {}
+                Next::Done => return Ok(Next::Done),
+                Next::SeekTo(next) => match next.intersect(&known) {
+                    Some(here) => wanted = here,
+                    None => return Ok(Next::SeekTo(next)),
+                },
+            }
+        }
+        match (self.rest(), left) {
+            (Next::SeekTo(wanted), Some(left)) => match wanted.intersect(&left) {
+                Some(left) => Ok(Next::SeekTo(left)),
+                None => self.end_of_range(),
+            },
+            (Next::Done, _) => Ok(Next::Done),
+            (_, _) => self.end_of_range(),
+        }
+    }
+
     /// The scan under way has no more rows.
     ///
     /// # Errors
@@ -221,10 +267,11 @@ impl Reader {
     }
 
     /// Where the next page begins; `None` where there is none, or the page is neither full nor stopped. `read_ts` is the
-    /// timestamp at which this page was read, and at which the next ones should be. The last page may be empty.
-    pub fn page_token(&self, read_ts: Timestamp) -> Option<Bytes> {
+    /// timestamp at which this page was read, and at which the next ones should be; `watermark` that of users' rows which the
+    /// index was that of. The last page may be empty.
+    pub fn page_token(&self, read_ts: Timestamp, watermark: Timestamp) -> Option<Bytes> {
         let bound = self.resume_at.clone().filter(|_| self.is_full)?;
-        Some(PageToken { read_ts, bound }.encode(&self.plan.definition, self.plan.digest))
+        Some(PageToken { read_ts, watermark, bound }.encode(&self.plan.definition, self.plan.digest))
     }
 
     fn push_entry(&mut self, key: &Bytes, row: &RowKey, value: &[u8]) -> Result<Next> {

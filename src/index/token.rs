@@ -6,6 +6,7 @@
 //! | 8, 4 | index id, version |
 //! | 8 | digest of the query |
 //! | 8 | timestamp at which all pages are read |
+//! | 8 | timestamp of users' rows that the index was that of, then |
 //! | rest | the bound: the first internal key that was not read, or backwards, the last that was |
 //! | 8 | digest of all of the above |
 
@@ -18,7 +19,7 @@ use crate::types::limits::MAX_INDEX_KEY_BYTES;
 use crate::types::{Error, Result, Timestamp};
 
 const FORMAT: u8 = 1;
-const HEADER_BYTES: usize = 1 + 8 + 4 + 8 + 8;
+const HEADER_BYTES: usize = 1 + 8 + 4 + 8 + 8 + 8;
 const DIGEST_BYTES: usize = 8;
 /// A key and a zero byte behind it, where a scan goes on.
 const MAX_BYTES: usize = HEADER_BYTES + MAX_INDEX_KEY_BYTES + 1 + DIGEST_BYTES;
@@ -27,6 +28,7 @@ const MAX_BYTES: usize = HEADER_BYTES + MAX_INDEX_KEY_BYTES + 1 + DIGEST_BYTES;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct PageToken {
     pub read_ts: Timestamp,
+    pub watermark: Timestamp,
     /// Forwards the first internal key that was not read, backwards the last that was.
     pub bound: Bytes,
 }
@@ -39,6 +41,7 @@ impl PageToken {
         token.put_u32(definition.version());
         token.put_u64(query);
         token.put_u64(self.read_ts.0);
+        token.put_u64(self.watermark.0);
         token.put_slice(&self.bound);
         let digest = xxh3_64(&token);
         token.put_u64(digest);
@@ -65,8 +68,9 @@ impl PageToken {
             input = rest;
             let found = (id, u32::from_be_bytes(*version), take_u64(&mut input)?);
             let read_ts = Timestamp(take_u64(&mut input)?);
+            let watermark = Timestamp(take_u64(&mut input)?);
             (take_u64(&mut digest)? == xxh3_64(body))
-                .then(|| (found, Self { read_ts, bound: Bytes::copy_from_slice(input) }))
+                .then(|| (found, Self { read_ts, watermark, bound: Bytes::copy_from_slice(input) }))
         };
         let Some(((id, version, found), token)) = read() else {
             return Err(wrong("is damaged, or none that this version gave".into()));

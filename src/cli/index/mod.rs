@@ -19,7 +19,8 @@ use super::failure::{Done, Failure};
 use super::input;
 use super::output::{self, Format, print_line};
 use crate::client::{Client, IndexProgress, IndexSpec, IndexStatus};
-use crate::types::Error;
+use crate::rpc::v1::IndexRecord;
+use crate::types::{Error, ErrorKind};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -199,9 +200,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
             let kind = definition.kind.to_possible_value();
             let kind = kind.as_ref().map_or("", |kind| kind.get_name());
             let spec = definition.more.over(IndexSpec::new(&name, kind), context.hex)?;
-            let record = client.create_index(spec).await?;
+            let mut record = client.create_index(spec).await?;
             if wait {
-                wait_until_built(&client, &name).await?;
+                record = wait_until_built(&client, &name, 1).await?;
             }
             let said = if wait { "is built" } else { "is being built" };
             tell(context, &format!("index {name} {said}"), show::record(&record))?;
@@ -267,10 +268,16 @@ fn no_index(context: &Context, name: &str) -> Result<Done, Failure> {
 }
 
 async fn drop(context: &Context, client: &Client, name: &str, wait: bool) -> Result<Done, Failure> {
+    let found = client.index(name).await?.and_then(|status| status.record);
     if !client.drop_index(name).await? {
         return no_index(context, name);
     }
-    while wait && client.index(name).await?.is_some() {
+    let id = found.map(|record| record.id);
+    let is_there = async || -> Result<bool, Error> {
+        let record = client.index(name).await?.and_then(|status| status.record);
+        Ok(record.is_some_and(|record| Some(record.id) == id))
+    };
+    while wait && is_there().await? {
         sleep(LOOK_EVERY).await;
     }
     let said = if wait { "is dropped" } else { "is dropped; its rows are being cleared away" };
@@ -295,50 +302,69 @@ async fn rebuild(
             Some(definition.over(active, context.hex)?)
         }
     };
-    let record = client.rebuild_index(&name, spec, hold).await?;
-    let number = record.building.as_ref().map_or(0, |building| building.number);
+    let mut record = client.rebuild_index(&name, spec, hold).await?;
+    let built_already = record.active.as_ref().map_or(0, |active| active.number);
+    let number = record.building.as_ref().map_or(built_already, |building| building.number);
     if wait {
-        wait_until_built(client, &name).await?;
+        record = wait_until_built(client, &name, number).await?;
     }
     let said = if wait { "is built" } else { "is being built" };
     tell(context, &format!("version {number} of index {name} {said}"), show::record(&record))
 }
 
-/// Waits until no version of an index is being built any more, and shows how far it is.
-async fn wait_until_built(client: &Client, name: &str) -> Result<(), Failure> {
+/// Waits until a version of an index is built, or one that has taken its place, and shows how far it is.
+async fn wait_until_built(client: &Client, name: &str, number: u32) -> Result<IndexRecord, Failure> {
     let bar = ProgressBar::new_spinner();
     let style = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     loop {
-        let Some(IndexStatus { record: Some(record), progress }) = client.index(name).await? else {
-            return Err(Error::invalid(format!("index {name} was dropped meanwhile")).into());
+        let (record, progress) = match client.index(name).await {
+            Ok(Some(IndexStatus { record: Some(record), progress })) => (record, progress),
+            Ok(_) => return Err(Error::invalid(format!("index {name} was dropped meanwhile")).into()),
+            // It goes on being built whoever can't be asked at the moment.
+            Err(error) if error.kind == ErrorKind::Unavailable => {
+                bar.set_message(error.message);
+                bar.tick();
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         };
         let building = match &record.building {
             Some(building) if !record.is_built => building.number,
-            _ => break,
+            _ if record.is_built || record.active.as_ref().is_some_and(|active| active.number >= number) => {
+                bar.finish_and_clear();
+                return Ok(record);
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "version {number} of index {name} was cancelled meanwhile"
+                ))
+                .into());
+            }
         };
         let of: Option<&IndexProgress> = progress.iter().find(|one| one.version == building);
         if let Some(halted) = of.filter(|one| one.state == "halted") {
-            return Err(Error::invalid(format!(
-                "index {name} has halted at the row \"{}\": {}; correct the row and rebuild, or go on without it \
-                 (`kvorum index resume {name} --without`)",
-                halted.halted_key.escape_ascii(),
-                halted.halted_reason
-            ))
-            .into());
+            return Err(halted_while_built(name, halted).into());
         }
         bar.set_message(format!("{} rows read", of.map_or(0, |one| one.scanned_rows)));
         bar.tick();
         sleep(LOOK_EVERY).await;
     }
-    bar.finish_and_clear();
-    Ok(())
+}
+
+fn halted_while_built(name: &str, halted: &IndexProgress) -> Error {
+    Error::invalid(format!(
+        "index {name} has halted at the row \"{}\": {}; correct the row and rebuild, or go on without it \
+         (`kvorum index resume {name} --without`)",
+        halted.halted_key.escape_ascii(),
+        halted.halted_reason
+    ))
 }
 
 async fn dead_letters(context: &Context, client: &Client, name: &str) -> Result<(), Failure> {
     let mut out = output::stdout();
-    let mut after = Some(Bytes::new());
-    while let Some(from) = after.take() {
+    let mut next_from = Some(Bytes::new());
+    while let Some(from) = next_from.take() {
         let (letters, next) = client.dead_letters(name, from).await?;
         for letter in letters {
             match context.output {
@@ -358,7 +384,7 @@ async fn dead_letters(context: &Context, client: &Client, name: &str) -> Result<
                 }
             }
         }
-        after = next;
+        next_from = next;
     }
     out.flush()?;
     Ok(())

@@ -9,7 +9,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Done, Failure};
 use crate::cli::output::{Format, line_bytes, print_line};
 use crate::client::{Client, IndexRows, ScanOptions};
-use crate::index::{Definition, from_scan};
+use crate::index::{Definition, OnError, from_scan};
 use crate::rpc::convert;
 use crate::types::Result;
 
@@ -50,8 +50,9 @@ pub(super) async fn run(context: &Context, client: &Client, name: &str) -> Resul
 
 /// What the rows at the index's watermark come to.
 async fn computed(client: &Client, stored: &IndexRows) -> Result<BTreeMap<Bytes, Bytes>> {
-    let spec = convert::index_spec_from_proto(stored.spec.clone())?;
-    // A row that halts the index is not in it.
+    let mut spec = convert::index_spec_from_proto(stored.spec.clone())?;
+    // Rows that can't be indexed are not in it, whether they halted it or not.
+    spec.on_error = OnError::DeadLetter;
     let definition = Definition::new(stored.id, stored.version, spec)?;
     let scan = ScanOptions::prefix(&stored.spec.prefix).at(stored.watermark);
     let rows = client.scan(scan).collect_rows().await?;

@@ -153,7 +153,9 @@ impl Client {
     ///
     /// As for [`indexes`](Self::indexes).
     pub async fn drop_index(&self, name: &str) -> Result<bool> {
-        Ok(!self.about_indexes(Catalogue::Drop(name.to_owned())).await?.is_empty())
+        let Some(found) = self.find_index(name).await? else { return Ok(false) };
+        self.about_indexes(Catalogue::Drop(named(name, &found, 0))).await?;
+        Ok(true)
     }
 
     /// Builds an index anew, by another definition or by the one it has, beside the one that answers. It takes its place
@@ -168,7 +170,10 @@ impl Client {
         spec: Option<IndexSpec>,
         hold: bool,
     ) -> Result<IndexRecord> {
-        let rebuild = v1::RebuildIndex { name: name.to_owned(), spec, hold };
+        let found = self.must_find(name).await?;
+        let after_version = found.active.iter().chain(&found.building).map(|version| version.number).max();
+        let after_version = after_version.unwrap_or_default();
+        let rebuild = v1::RebuildIndex { name: name.to_owned(), spec, hold, after_version };
         one(self.about_indexes(Catalogue::Rebuild(rebuild)).await?)
     }
 
@@ -202,7 +207,12 @@ impl Client {
     ///
     /// `Invalid` where there is none of the name; `Unavailable` where it does not answer in time.
     pub async fn resume_index(&self, name: &str, without: bool) -> Result<IndexProgress> {
-        self.order_versions(name, Ask::ResumeWithout(without), |progress| progress.state == "halted").await
+        let order = |progress: &IndexProgress| {
+            let (halted_key, halted_ts) = (progress.halted_key.clone(), progress.halted_ts);
+            let resume = v1::ResumeVersion { halted_key, halted_ts, without };
+            (progress.state == "halted").then_some(Ask::Resume(resume))
+        };
+        self.order_versions(name, order).await
     }
 
     /// Tries once more to take in the rows of all dead letters, as they are now. Answers how far the index is then.
@@ -211,20 +221,21 @@ impl Client {
     ///
     /// As for [`resume_index`](Self::resume_index).
     pub async fn replay_dead_letters(&self, name: &str) -> Result<IndexProgress> {
-        self.order_versions(name, Ask::Replay(true), |progress| progress.dead_letters > 0).await
+        let order = |progress: &IndexProgress| (progress.dead_letters > 0).then_some(Ask::Replay(true));
+        self.order_versions(name, order).await
     }
 
-    /// Rows that an index has recorded as not in it, in the order of their keys, from behind one; empty for the first. The
-    /// second is where to go on, where there are more.
+    /// Rows that an index has recorded as not in it, in the order of their keys, from one on; empty for the first. The second
+    /// is where to go on, where there may be more.
     ///
     /// # Errors
     ///
     /// `Invalid` where there is none of the name.
-    pub async fn dead_letters(&self, name: &str, after: Bytes) -> Result<(Vec<DeadLetter>, Option<Bytes>)> {
+    pub async fn dead_letters(&self, name: &str, from: Bytes) -> Result<(Vec<DeadLetter>, Option<Bytes>)> {
         let found = self.must_find(name).await?;
         let version = found.active.as_ref().or(found.building.as_ref()).map_or(0, |version| version.number);
-        match self.about_version((found.id, version), Ask::DeadLettersAfter(after), None).await? {
-            Answer::DeadLetters(page) => Ok((page.letters, page.next_after)),
+        match self.about_version((found.id, version), Ask::DeadLettersFrom(from), None).await? {
+            Answer::DeadLetters(page) => Ok((page.letters, page.next)),
             other => Err(unfit(&other)),
         }
     }
@@ -261,22 +272,21 @@ impl Client {
         Ok(rows)
     }
 
-    /// Orders something of all versions that it is about; answers how far the last of them is.
+    /// Gives each version the order that is for it, if there is one; answers how far the last of them is.
     async fn order_versions(
         &self,
         name: &str,
-        order: Ask,
-        is_about: impl Fn(&IndexProgress) -> bool,
+        order: impl Fn(&IndexProgress) -> Option<Ask>,
     ) -> Result<IndexProgress> {
         let found = self.must_find(name).await?;
         let (mut obeyed, mut other) = (None, IndexProgress::default());
         for version in found.building.iter().chain(&found.active) {
             let progress = self.index_progress(found.id, version.number).await?;
-            if !is_about(&progress) {
+            let Some(order) = order(&progress) else {
                 other = progress;
                 continue;
-            }
-            match self.about_version((found.id, version.number), order.clone(), None).await? {
+            };
+            match self.about_version((found.id, version.number), order, None).await? {
                 Answer::Progress(progress) => obeyed = Some(progress),
                 answer => return Err(unfit(&answer)),
             }
@@ -301,7 +311,8 @@ impl Client {
         })
     }
 
-    /// Sends a request about indexes to the leader of the system shard. All of them may be repeated.
+    /// Sends a request about indexes to the leader of the system shard. All of them may be repeated: they name what they are
+    /// about.
     pub(crate) async fn about_indexes(&self, what: Catalogue) -> Result<Vec<IndexRecord>> {
         let build = |header, _: &Target| {
             let request = v1::IndexCatalogueRequest { header: Some(header), what: Some(what.clone()) };

@@ -1,8 +1,7 @@
 //! Queries of indexes.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
+use futures::stream::{StreamExt, TryStreamExt};
 use serde_json::{Map, Value};
 
 use super::{Answer, Ask, unfit};
@@ -10,6 +9,10 @@ use crate::client::Client;
 use crate::client::request::Reading;
 use crate::rpc::v1;
 use crate::types::{Error, ErrorKind, Result, Timestamp};
+
+/// Rows that are read together for results: of the largest ones so many fit into a reply.
+const ROWS_TOGETHER: usize = 16;
+const READS_AT_A_TIME: usize = 16;
 
 /// A query of an index, to be filled in and sent. Made by [`Client::query`].
 ///
@@ -182,16 +185,28 @@ impl IndexQuery {
     /// built, and where it does not come to [`at_least`](Self::at_least) by the client's deadline; `TooOld` where the
     /// timestamp of a page token is older than versions are kept.
     pub async fn page(&self) -> Result<QueryPage> {
+        if self.at_least > Timestamp::ZERO && (!self.asked.page_token.is_empty() || self.asked.read_ts > 0) {
+            return Err(Error::invalid(
+                "a query that goes on, or names the timestamp to read at, has its moment: leave `at_least` out",
+            ));
+        }
         let known = self.known().await?;
-        match self.page_of(known).await {
+        let mut page = match self.page_of(known).await {
             // What answers may be another version now.
             Err(error) if error.kind == ErrorKind::TooOld => {
                 self.client.shared.indexes.lock().remove(&self.name);
                 let now = self.known().await?;
-                if now == known { Err(error) } else { self.page_of(now).await }
+                if now == known {
+                    return Err(error);
+                }
+                self.page_of(now).await?
             }
-            answered => answered,
+            answered => answered?,
+        };
+        if self.asked.with_rows {
+            self.join(&mut page).await?;
         }
+        Ok(page)
     }
 
     /// The pages one after the other, up to so many results.
@@ -228,33 +243,25 @@ impl IndexQuery {
 
     async fn page_of(&self, id: (u64, u32)) -> Result<QueryPage> {
         let mut asked = self.asked.clone();
-        let mut watermark = Timestamp::ZERO;
-        if self.at_least > Timestamp::ZERO && asked.page_token.is_empty() {
+        if self.at_least > Timestamp::ZERO {
             let reached = self.reach(id).await?;
-            asked.read_ts = reached.read_ts;
+            (asked.read_ts, asked.watermark) = (reached.read_ts, reached.watermark);
             asked.max_staleness_ms = None;
-            watermark = Timestamp(reached.watermark);
         }
         let reading = Reading { policy: self.client.policy, prefer: None, route: None, waits: false };
         let page = match self.client.about_version(id, Ask::Query(asked), Some(reading)).await? {
             Answer::Page(page) => page,
             other => return Err(unfit(&other)),
         };
-        let watermark = watermark.max(Timestamp(page.watermark));
-        let items = page.items.into_iter().map(item).collect::<Result<Vec<_>>>()?;
-        let mut page = QueryPage {
-            items,
-            watermark,
+        Ok(QueryPage {
+            items: page.items.into_iter().map(item).collect::<Result<Vec<_>>>()?,
+            watermark: Timestamp(page.watermark),
             read_ts: Timestamp(page.read_ts),
             next: Some(page.page_token).filter(|token| !token.is_empty()),
             explain: page.explain,
             version: page.version,
             halted: Some(page.halted).filter(|halted| !halted.is_empty()),
-        };
-        if self.asked.with_rows {
-            self.join(&mut page).await?;
-        }
-        Ok(page)
+        })
     }
 
     async fn reach(&self, id: (u64, u32)) -> Result<v1::IndexReached> {
@@ -264,17 +271,17 @@ impl IndexQuery {
         }
     }
 
-    /// Reads the rows of the results, as they were at the watermark.
+    /// Reads the rows of the results, as they were at the watermark: a few together, so that no reply gets too large.
     async fn join(&self, page: &mut QueryPage) -> Result<()> {
+        let watermark = page.watermark;
         let keys: Vec<Bytes> = page.items.iter().filter_map(|item| item.key.clone()).collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let records = self.client.get_many_at(&keys, page.watermark).await?.records;
-        let mut values: HashMap<Bytes, Bytes> =
-            keys.into_iter().zip(records).filter_map(|(key, record)| Some((key, record?.value))).collect();
-        for item in &mut page.items {
-            item.value = item.key.as_ref().and_then(|key| values.remove(key));
+        let together: Vec<Vec<Bytes>> = keys.chunks(ROWS_TOGETHER).map(<[Bytes]>::to_vec).collect();
+        let reads =
+            together.into_iter().map(|keys| async move { self.client.get_many_at(keys, watermark).await });
+        let read: Vec<_> = futures::stream::iter(reads).buffered(READS_AT_A_TIME).try_collect().await?;
+        let mut records = read.into_iter().flat_map(|values| values.records);
+        for item in page.items.iter_mut().filter(|item| item.key.is_some()) {
+            item.value = records.next().flatten().map(|record| record.value);
         }
         Ok(())
     }

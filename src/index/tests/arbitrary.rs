@@ -163,7 +163,7 @@ fn a_reader_refuses_rows_that_go_backwards_and_needs_none_after_its_end() {
     }
     assert_eq!(reader.end_of_range(), Ok(Next::Done));
     assert_eq!(reader.take_items().len(), 1);
-    assert_eq!(reader.page_token(crate::types::Timestamp(1)), None);
+    assert_eq!(reader.page_token(crate::types::Timestamp(2), crate::types::Timestamp(1)), None);
     assert_eq!(reader.end_of_range(), Ok(Next::Done));
 }
 

@@ -49,7 +49,10 @@ fn versions_are_built_swapped_and_cleared_away() {
         ErrorKind::Invalid
     );
     assert_eq!(index.rebuild(None, false), Ok(3));
+    assert_eq!((index.rebuilt_after(2, None), index.rebuilt_after(3, None)), (Some(3), None));
+    assert_eq!(index.rebuilt_after(2, Some(&spec("x", "$.c"))), None, "by another definition");
     assert_eq!(index.cancel(0), Ok(()));
+    assert_eq!(index.cancel(3), Ok(()), "again is no error");
     assert_eq!(index.rebuild(None, false), Ok(4), "no number comes twice, whose rows may still be there");
     assert_eq!(numbers(&index), (Some(2), Some(4), vec![3]));
 

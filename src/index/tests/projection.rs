@@ -252,3 +252,46 @@ fn values_from_before_must_be_told() {
         assert!(step.is_empty() && step.next().cursor.is_empty(), "nothing of it was taken in");
     }
 }
+
+#[test]
+fn an_index_goes_on_without_each_bad_row_of_a_transaction() {
+    let spec = Spec {
+        name: "x".into(),
+        prefix: Bytes::new(),
+        kind: crate::index::Kind::Value,
+        on: vec!["$.a:string".parse().expect("a field")],
+        measure: None,
+        covering: Vec::new(),
+        missing: Default::default(),
+        on_error: OnError::Halt,
+    };
+    let definition = Definition::new(1, 1, spec).expect("a definition");
+    let change = |key: &'static str, value: &'static str| Change {
+        key: key.into(),
+        value: Some(value.into()),
+        create_ts: Timestamp::ZERO,
+        version: 0,
+        before: Before::Absent,
+    };
+    let bad = r#"{"a":1}"#;
+    let whole = vec![change("k1", bad), change("k2", r#"{"a":"x"}"#), change("k3", bad), change("k4", bad)];
+    let changes = Changes { commit_ts: Timestamp(5), changes: whole };
+    let mut checkpoint = Checkpoint { state: State::Ready, watermark: Timestamp(1), ..Checkpoint::new() };
+    for stands_before in ["k1", "k3", "k4"] {
+        let mut step = Step::new(definition.clone(), checkpoint);
+        step.changes(&changes, cursor(1)).expect("told");
+        let (_, halted) = step.writes(&BTreeMap::new()).expect("the checkpoint only");
+        assert!(matches!(&halted.state, State::Halted { key, .. } if key == stands_before), "{halted:?}");
+        checkpoint = halted;
+        assert!(checkpoint.resume(true));
+    }
+    let mut step = Step::new(definition, checkpoint);
+    step.changes(&changes, cursor(1)).expect("told");
+    let (writes, done) = step.writes(&BTreeMap::new()).expect("all of it");
+    assert_eq!(
+        (writes.len(), done.dead_letters, done.watermark),
+        (5, 3, Timestamp(5)),
+        "one entry, three letters"
+    );
+    assert!(done.state == State::Ready && done.without.is_empty());
+}

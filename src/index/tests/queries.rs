@@ -10,7 +10,7 @@ use proptest::strategy::ValueTree;
 use serde_json::{Map, Value};
 
 use super::histories::{definition, row_key, row_value};
-use super::store::{Store, WATERMARK};
+use super::store::{READ_TS, Store, WATERMARK};
 use crate::index::{
     Aggregate, Batch, Condition, Datum, Definition, EntryItem, Fixed, GroupItem, Item, Kind, Missing, Order,
     OrderBy, Query, Test, plan,
@@ -351,7 +351,7 @@ fn all_pages(store: &Store, query: &Query, most_rows: usize) -> Vec<Item> {
     let mut items = Vec::new();
     for page_number in 0..1000 {
         let plan = plan(&store.definition, &query).expect("what was planned once");
-        assert_eq!(plan.read_ts(), (page_number > 0).then_some(WATERMARK));
+        assert_eq!(plan.moment(), (page_number > 0).then_some((READ_TS, WATERMARK)));
         let page = store.read(plan, most_rows);
         assert!(page.items.len() <= query.limit);
         items.extend(page.items);

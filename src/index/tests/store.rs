@@ -6,10 +6,11 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::index::{Batch, Definition, Item, Next, Plan, Query, Reader, RowError, delta, from_scan, plan};
-use crate::types::{Direction, KeyRange, Result, Timestamp};
+use crate::types::{Direction, KeyRange, Result, Timestamp, key_after};
 
 /// The timestamp at which tests read.
 pub(super) const WATERMARK: Timestamp = Timestamp(77);
+pub(super) const READ_TS: Timestamp = Timestamp(99);
 
 pub(super) struct Store {
     pub definition: Definition,
@@ -64,8 +65,42 @@ impl Store {
         from_scan(&self.definition, self.users.iter().map(|(key, value)| (&key[..], &value[..])))
     }
 
+    /// Reads a page, in several ways that must come to the same.
     pub(super) fn page(&self, query: &Query) -> Result<Page> {
-        Ok(self.read(plan(&self.definition, query)?, usize::MAX))
+        let plan = plan(&self.definition, query)?;
+        let page = self.read(plan.clone(), usize::MAX);
+        for rows_together in [1, 2, 5] {
+            let paged = self.read_by_pages(plan.clone(), rows_together);
+            assert_eq!(
+                (&paged.items, &paged.token),
+                (&page.items, &page.token),
+                "{rows_together} rows together"
+            );
+        }
+        Ok(page)
+    }
+
+    /// Reads a page by scans that give so many rows at a time; between them come some that give none.
+    fn read_by_pages(&self, plan: Plan, rows_together: usize) -> Page {
+        let direction = plan.direction();
+        let (mut reader, mut next) = Reader::start(plan);
+        let mut page = Page { items: Vec::new(), token: None, examined: 0 };
+        let mut scans = 0;
+        while let Next::SeekTo(range) = next {
+            scans += 1;
+            let found = self.scan(&range, direction);
+            let rows: Vec<_> =
+                if scans % 3 == 0 { Vec::new() } else { found.iter().take(rows_together).cloned().collect() };
+            page.examined += rows.len();
+            let rest = found.get(rows.len()).map(|(key, _)| match direction {
+                Direction::Forward => key.clone(),
+                Direction::Reverse => key_after(key),
+            });
+            next = reader.push_page(range, rows, rest).expect("rows of the index");
+            page.items.extend(reader.take_items());
+        }
+        page.token = reader.page_token(READ_TS, WATERMARK);
+        page
     }
 
     /// Reads a page, and stops it after so many index rows.
@@ -95,7 +130,7 @@ impl Store {
             };
             page.items.extend(reader.take_items());
         }
-        page.token = reader.page_token(WATERMARK);
+        page.token = reader.page_token(READ_TS, WATERMARK);
         page
     }
 

@@ -33,7 +33,7 @@ impl Catalogue<'_> {
             What::List(_) => self.list().await?,
             What::Find(name) => self.find(&name).await?.into_iter().collect(),
             What::Create(spec) => vec![self.create(spec).await?],
-            What::Drop(name) => self.drop(&name).await?.into_iter().collect(),
+            What::Drop(version) => self.drop(&version).await?.into_iter().collect(),
             What::Rebuild(rebuild) => vec![self.rebuild(rebuild).await?],
             What::Swap(version) => {
                 vec![self.user_change(&version, |index| index.swap(version.version)).await?]
@@ -103,26 +103,28 @@ impl Catalogue<'_> {
         self.change(&name, create).await?.ok_or_else(|| gone(&name))
     }
 
-    async fn drop(&self, name: &str) -> Result<Option<v1::IndexRecord>> {
-        validate::name("an index", name)?;
+    /// Drops an index; of no effect where the name is another one's now.
+    async fn drop(&self, version: &v1::NamedVersion) -> Result<Option<v1::IndexRecord>> {
+        validate::name("an index", &version.name)?;
         let drop = |old: Option<Catalogued>, _| {
             Ok(old.map(|mut index| {
-                index.drop_all();
+                if is_meant(&index, version) {
+                    index.drop_all();
+                }
                 index
             }))
         };
-        self.change(name, drop).await
+        self.change(&version.name, drop).await
     }
 
     async fn rebuild(&self, rebuild: v1::RebuildIndex) -> Result<v1::IndexRecord> {
-        let v1::RebuildIndex { name, spec, hold } = rebuild;
+        let v1::RebuildIndex { name, spec, hold, after_version } = rebuild;
         validate::name("an index", &name)?;
         let spec = spec.map(index_spec_from_proto).transpose()?;
         let change = |old: Option<Catalogued>, _| {
             let mut index = old.ok_or_else(|| gone(&name))?;
-            let wanted = spec.as_ref().or(index.active.as_ref().map(|active| &active.spec));
-            let repeated = index.building.as_ref().is_some_and(|building| Some(&building.spec) == wanted);
-            if !repeated || index.active.is_none() {
+            let is_done = after_version > 0 && index.rebuilt_after(after_version, spec.as_ref()).is_some();
+            if !is_done {
                 index.rebuild(spec.clone(), hold)?;
             }
             Ok(Some(index))
@@ -139,7 +141,7 @@ impl Catalogue<'_> {
         let name = &version.name;
         validate::name("an index", name)?;
         let changed = |old: Option<Catalogued>, _| {
-            let mut index = old.ok_or_else(|| gone(name))?;
+            let mut index = old.filter(|index| is_meant(index, version)).ok_or_else(|| gone(name))?;
             change(&mut index)?;
             Ok(Some(index))
         };
@@ -156,7 +158,7 @@ impl Catalogue<'_> {
         validate::name("an index", &version.name)?;
         let changed = |old: Option<Catalogued>, _| {
             let Some(mut index) = old else { return Ok(None) };
-            if index.id == version.id && change(&mut index)? {
+            if is_meant(&index, version) && change(&mut index)? {
                 return Ok(None);
             }
             Ok(Some(index))
@@ -173,6 +175,11 @@ impl Catalogue<'_> {
         let (_, index) = self.0.change(&keyspace::index_record(name), &record_of(name), change).await?;
         Ok(index.map(|index| record_to_proto(name, &index)))
     }
+}
+
+/// Whether an index is the one that is meant, not another one that has its name now.
+fn is_meant(index: &Catalogued, version: &v1::NamedVersion) -> bool {
+    version.id == 0 || version.id == index.id
 }
 
 fn record_of(name: &str) -> String {

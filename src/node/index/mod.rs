@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::index::{Checkpoint, DeadLetter, checkpoint_key, dead_letters};
 use crate::rpc::v1;
 use crate::rpc::v1::index_version_request::What;
-use crate::types::{Direction, Error, KeyRange, ReadAt, Result, Timestamp, key_after};
+use crate::types::{Direction, Error, KeyRange, ReadAt, Record, Result, Timestamp};
 
 /// Dead letters in one page.
 const LETTERS_IN_PAGE: usize = 500;
@@ -50,24 +50,27 @@ pub async fn serve_version(
             return Err(Error::corrupt("what any replica answers was asked of the leader's projector"));
         }
         What::ReachTs(ts) => {
+            let ts = Timestamp(ts);
             if projectors.told((id, version)).is_none() {
                 // It may never run again.
                 query::check_there(store, (id, version), deadline).await?;
             }
-            let told = projectors.reach((id, version), Timestamp(ts), deadline).await?;
+            // What is wanted of the future comes by itself, when its time has come.
+            let now = store.at_most_now(ts).await?;
+            let told = projectors.reach((id, version), (ts, now), deadline).await?;
             Reply::Reached(v1::IndexReached { read_ts: told.checkpoint_ts.0, watermark: told.watermark.0 })
         }
         What::Progress(_) => Reply::Progress(progress(store, projectors, (id, version), deadline).await?),
-        What::ResumeWithout(without) => {
-            projectors.resume((id, version), without, deadline).await?;
+        What::Resume(resume) => {
+            projectors.resume((id, version), resume, deadline).await?;
             Reply::Progress(progress(store, projectors, (id, version), deadline).await?)
         }
         What::Replay(_) => {
             projectors.replay((id, version), deadline).await?;
             Reply::Progress(progress(store, projectors, (id, version), deadline).await?)
         }
-        What::DeadLettersAfter(after) => {
-            Reply::DeadLetters(letters_page(store, (id, version), after, deadline).await?)
+        What::DeadLettersFrom(from) => {
+            Reply::DeadLetters(letters_page(store, (id, version), &from, deadline).await?)
         }
     })
 }
@@ -95,33 +98,20 @@ async fn progress(
 async fn letters_page(
     store: &Store,
     (id, version): (u64, u32),
-    after: Bytes,
+    from: &[u8],
     deadline: Instant,
 ) -> Result<v1::DeadLetters> {
     let whole = dead_letters(id, version);
     let prefix_bytes = whole.start.len();
-    let mut range = whole.clone();
-    if !after.is_empty() {
-        let behind = key_after(&[&whole.start[..], &after[..]].concat());
-        range = KeyRange::new(behind, whole.end);
-    }
+    let range = KeyRange::new([&whole.start[..], from].concat(), whole.end);
     if range.is_empty() {
         return Ok(v1::DeadLetters::default());
     }
     let page = store.page(range, Direction::Forward, ReadAt::Latest, LETTERS_IN_PAGE, deadline).await?;
-    let letters: Vec<v1::DeadLetter> = page
-        .rows
-        .into_iter()
-        .map(|(key, record)| {
-            let letter = DeadLetter::decode(&record.value)?;
-            let (commit_ts, reason) = (letter.commit_ts.0, letter.reason);
-            Ok(v1::DeadLetter { key: key.slice(prefix_bytes..), commit_ts, reason })
-        })
-        .collect::<Result<_>>()?;
-    // The first key of what is left is at or behind the last one's successor.
-    let next_after = match page.next {
-        Some(_) => letters.last().map(|letter| letter.key.clone()).or(Some(after)),
-        None => None,
+    let letter = |(key, record): (Bytes, Record)| {
+        let DeadLetter { commit_ts, reason } = DeadLetter::decode(&record.value)?;
+        Ok(v1::DeadLetter { key: key.slice(prefix_bytes..), commit_ts: commit_ts.0, reason })
     };
-    Ok(v1::DeadLetters { letters, next_after })
+    let letters = page.rows.into_iter().map(letter).collect::<Result<_>>()?;
+    Ok(v1::DeadLetters { letters, next: page.next.map(|next| next.slice(prefix_bytes..)) })
 }

@@ -37,6 +37,11 @@ const WRITE_WITHIN: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(10);
 /// The checkpoint is read anew where it was written longer ago than this: a transaction that began then would be old.
 const START_AGE: Duration = Duration::from_secs(30);
+/// One that has halted looks so often whether it still has.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// What is told of a version that can't go on.
+const BEHIND: &str = "what it goes on from is not kept any more: it is built anew, once no other version of it is being \
+                      built or held";
 /// The first pause after a failure, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -56,8 +61,8 @@ pub struct Told {
 
 /// What a projector is told to do.
 pub enum Order {
-    /// Go on where it halted; with `true`, without the row it halted at.
-    Resume(bool, oneshot::Sender<Result<()>>),
+    /// Go on where it halted.
+    Resume(v1::ResumeVersion, oneshot::Sender<Result<()>>),
     /// Try to take in rows with dead letters once more.
     Replay(oneshot::Sender<Result<()>>),
 }
@@ -85,6 +90,12 @@ struct Place {
     checkpoint: Checkpoint,
     /// When it was written or read here.
     at: Instant,
+}
+
+/// Whether an error says that changes after the checkpoint, or the rows of the scan, are not kept any more.
+fn is_behind(error: &Error, checkpoint: &Checkpoint) -> bool {
+    let is_scanning = checkpoint.watermark == Timestamp::ZERO;
+    error.kind == ErrorKind::TooOld && (error.oldest.is_some() || is_scanning)
 }
 
 /// Why following ended.
@@ -117,7 +128,8 @@ impl Projector {
                 End::Gone => return,
                 End::Behind(error) => {
                     tracing::warn!(index = name, version, %error,
-                        "an index fell behind what the changelog keeps; it is built anew");
+                        "what an index goes on from is not kept any more; it is built anew");
+                    self.told.send_modify(|told| told.failing = Some(BEHIND.to_owned()));
                     if let Err(error) =
                         self.client.about_indexes(self.named(What::Restart, &error.message)).await
                     {
@@ -155,8 +167,12 @@ impl Projector {
         };
         self.tell(&place);
         while let State::Halted { .. } = place.checkpoint.state {
-            let Some(order) = self.orders.recv().await else { return Err(End::Gone) };
-            self.obey(&mut place, order).await?;
+            match tokio::time::timeout(LOOK_AGAIN, self.orders.recv()).await {
+                Ok(Some(order)) => self.obey(&mut place, order).await?,
+                Ok(None) => return Err(End::Gone),
+                // Another node may have led the shard for a moment, and gone on.
+                Err(_) => return Err(End::Elsewhere),
+            }
         }
         if place.checkpoint.state == State::Ready {
             self.announce().await?;
@@ -223,7 +239,6 @@ impl Projector {
 
     async fn follow(&mut self, mut place: Place) -> Result<(), End> {
         let cursor = Cursor::decode(&place.checkpoint.cursor)?;
-        let is_scanning = matches!(cursor.state(), CursorState::Scanning { .. });
         let mut stream = self.client.changes(self.options().since(Since::Cursor(cursor)))?;
         stream.reach(*self.wanted.borrow_and_update());
         let mut pending = None;
@@ -232,9 +247,7 @@ impl Projector {
                 Some(followed) => followed,
                 None => match self.next(&mut stream, &mut place).await {
                     Ok(followed) => followed,
-                    Err(End::Failed(error))
-                        if error.kind == ErrorKind::TooOld && (error.oldest.is_some() || is_scanning) =>
-                    {
+                    Err(End::Failed(error)) if is_behind(&error, &place.checkpoint) => {
                         return Err(End::Behind(error));
                     }
                     Err(end) => return Err(end),
@@ -425,27 +438,42 @@ impl Projector {
     }
 
     async fn obey(&self, place: &mut Place, order: Order) -> Result<(), End> {
-        let (done, answer) = match order {
-            Order::Resume(without, answer) => (self.resume(place, without).await, answer),
-            Order::Replay(answer) => (self.replay(place).await, answer),
+        let answer = match &order {
+            Order::Resume(_, answer) | Order::Replay(answer) => answer,
         };
-        let told = match &done {
-            Ok(()) => Ok(()),
-            Err(End::Failed(error) | End::Behind(error)) => Err(error.clone()),
-            Err(End::Elsewhere | End::Gone) => {
-                Err(Error::unavailable("the index is kept up elsewhere now: try again"))
-            }
-        };
-        // Whoever asked may have gone.
-        let _ = answer.send(told);
-        done
-    }
-
-    async fn resume(&self, place: &mut Place, without: bool) -> Result<(), End> {
-        let mut checkpoint = place.checkpoint.clone();
-        if !checkpoint.resume(without) {
+        if answer.is_closed() {
+            // Whoever asked has given up, and may ask for something else.
             return Ok(());
         }
+        let (done, answer) = match order {
+            Order::Resume(resume, answer) => (self.resume(place, &resume).await, answer),
+            Order::Replay(answer) => (self.replay(place).await, answer),
+        };
+        let (told, end) = match done {
+            Ok(()) => (Ok(()), Ok(())),
+            // What is not known to be done shows in the checkpoint.
+            Err(End::Failed(error)) if error.kind == ErrorKind::Undetermined => {
+                (Err(error), Err(End::Elsewhere))
+            }
+            Err(End::Failed(error) | End::Behind(error)) => (Err(error), Ok(())),
+            Err(end @ (End::Elsewhere | End::Gone)) => {
+                (Err(Error::unavailable("the index is kept up elsewhere now: try again")), Err(end))
+            }
+        };
+        // Whoever asked may have gone by now.
+        let _ = answer.send(told);
+        end
+    }
+
+    /// Goes on where it has halted; elsewhere that was done already.
+    async fn resume(&self, place: &mut Place, resume: &v1::ResumeVersion) -> Result<(), End> {
+        let mut checkpoint = place.checkpoint.clone();
+        match &checkpoint.state {
+            State::Halted { key, commit_ts, .. }
+                if *key == resume.halted_key && commit_ts.0 == resume.halted_ts => {}
+            _ => return Ok(()),
+        }
+        checkpoint.resume(resume.without);
         self.write(place, Step::new(self.definition.clone(), checkpoint)).await
     }
 
@@ -468,6 +496,11 @@ impl Projector {
                 let key = key.slice(prefix_bytes..);
                 let row = self.client.get_at(&key, watermark).await?;
                 step.replay(&key, row.as_ref().map(|row| &row.value))?;
+                if step.size_bytes() > STEP_BYTES {
+                    let next = Step::new(self.definition.clone(), place.checkpoint.clone());
+                    self.write(place, std::mem::replace(&mut step, next)).await?;
+                    step = Step::new(self.definition.clone(), place.checkpoint.clone());
+                }
             }
             if !step.is_empty() {
                 self.write(place, step).await?;

@@ -25,6 +25,8 @@ use crate::types::{Error, KeyRange, Result, Timestamp};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often lags are measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// How long one measurement may take.
+const MEASURE_WITHIN: Duration = Duration::from_secs(2);
 /// Orders that may wait.
 const ORDERS: usize = 16;
 
@@ -53,19 +55,25 @@ impl Projectors {
         self.running.lock().get(&id).map(|running| running.told.borrow().clone())
     }
 
-    /// Waits until a version is that of the rows at `ts` or a later timestamp.
+    /// Waits until a version is that of the rows at `ts` or a later timestamp. `now` is that, but not in the future: the
+    /// projector is told to come so far at once.
     ///
     /// # Errors
     ///
     /// `Unavailable` where its projector does not run here, or does not get there in time; `Invalid` where the index has
     /// halted before that.
-    pub(super) async fn reach(&self, id: Id, ts: Timestamp, deadline: Instant) -> Result<Told> {
+    pub(super) async fn reach(
+        &self,
+        id: Id,
+        (ts, now): (Timestamp, Timestamp),
+        deadline: Instant,
+    ) -> Result<Told> {
         let mut told = {
             let running = self.running.lock();
             let running = running.get(&id).ok_or_else(not_here)?;
             running.wanted.send_if_modified(|wanted| {
-                let is_later = ts > *wanted;
-                *wanted = ts.max(*wanted);
+                let is_later = now > *wanted;
+                *wanted = now.max(*wanted);
                 is_later
             });
             running.told.clone()
@@ -91,13 +99,13 @@ impl Projectors {
         }
     }
 
-    /// Has a version go on that has halted.
+    /// Has a version go on that has halted, where it has halted here still.
     ///
     /// # Errors
     ///
     /// `Unavailable` where its projector does not run here, or does not answer in time.
-    pub(super) async fn resume(&self, id: Id, without: bool, deadline: Instant) -> Result<()> {
-        self.order(id, |answer| Order::Resume(without, answer), deadline).await
+    pub(super) async fn resume(&self, id: Id, resume: v1::ResumeVersion, deadline: Instant) -> Result<()> {
+        self.order(id, |answer| Order::Resume(resume, answer), deadline).await
     }
 
     /// Has a version try to take in rows with dead letters once more.
@@ -200,7 +208,8 @@ fn not_here() -> Error {
 pub async fn run(core: Weak<Core>, stopping: CancellationToken) {
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut measured = Instant::now();
+    let measuring = tokio::spawn(measure_all(core.clone(), stopping.clone()));
+    let _measuring = AbortOnDropHandle::new(measuring);
     let mut projectors: Option<Arc<Projectors>> = None;
     loop {
         tokio::select! {
@@ -213,7 +222,7 @@ pub async fn run(core: Weak<Core>, stopping: CancellationToken) {
         // Not gone on with once the node stops: nothing must be started then.
         tokio::select! {
             () = stopping.cancelled() => break,
-            () = look_after(&core, member.index_store(), projectors, &mut measured) => {}
+            () = look_after(&core, member.index_store(), projectors) => {}
         }
     }
     if let Some(projectors) = projectors {
@@ -221,17 +230,13 @@ pub async fn run(core: Weak<Core>, stopping: CancellationToken) {
     }
 }
 
-async fn look_after(core: &Arc<Core>, store: &Store, projectors: &Projectors, measured: &mut Instant) {
+async fn look_after(core: &Arc<Core>, store: &Store, projectors: &Projectors) {
     if !store.leads_any() {
         projectors.stop();
         return;
     }
     if let Err(error) = look(core, store, projectors).await {
         tracing::debug!(%error, "what indexes there are is not known now");
-    }
-    if measured.elapsed() >= MEASURE_EVERY {
-        *measured = Instant::now();
-        measure(core, store, projectors).await;
     }
 }
 
@@ -259,21 +264,38 @@ async fn look(core: &Arc<Core>, store: &Store, projectors: &Projectors) -> Resul
     Ok(())
 }
 
-/// Tells how far behind the indexes are that are kept up here.
-async fn measure(core: &Arc<Core>, store: &Store, projectors: &Projectors) {
-    let (Ok(client), Ok(now)) = (core.client().await, store.now().await) else { return };
-    for (definition, told) in projectors.measured() {
-        if told.watermark == Timestamp::ZERO {
+/// Tells how far behind the indexes are that are kept up here, again and again.
+async fn measure_all(core: Weak<Core>, stopping: CancellationToken) {
+    let mut every = tokio::time::interval(MEASURE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let Some(core) = core.upgrade() else { return };
+        let Ok(member) = core.member() else { continue };
+        let measured = member.projectors().measured();
+        if measured.is_empty() {
             continue;
         }
-        let seconds = now.ms().saturating_sub(told.watermark.ms()) as f64 / 1000.0;
-        let rows = [KeyRange::prefix(definition.spec().prefix.clone())];
-        let entries = match client.changes_after(&rows, told.watermark).await {
-            Ok(entries) => entries as f64,
-            Err(_) => f64::NAN,
-        };
-        set(&definition, seconds, entries);
+        let (Ok(client), Ok(now)) = (core.client().await, member.index_store().now().await) else { continue };
+        let client = client.with_deadline(MEASURE_WITHIN);
+        let measures = measured.iter().map(|(definition, told)| measure(&client, now, definition, told));
+        futures::future::join_all(measures).await;
     }
+}
+
+async fn measure(client: &Client, now: Timestamp, definition: &Definition, told: &Told) {
+    if told.watermark == Timestamp::ZERO {
+        return;
+    }
+    let seconds = now.ms().saturating_sub(told.watermark.ms()) as f64 / 1000.0;
+    let rows = [KeyRange::prefix(definition.spec().prefix.clone())];
+    // More than is kept, or not known: a shard does not answer.
+    let entries =
+        client.changes_after(&rows, told.watermark).await.map_or(f64::NAN, |entries| entries as f64);
+    set(definition, seconds, entries);
 }
 
 fn unmeasure(definition: &Definition) {

@@ -3,11 +3,9 @@
 //! All of a page, and all pages of a query, are read at one timestamp, the checkpoint with them: what it says of the
 //! index's watermark is so of every row that is told.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::store::Store;
@@ -26,11 +24,8 @@ const MAX_ROWS_READ: usize = 50_000;
 const MAX_ITEM_BYTES: usize = 1024 * 1024;
 /// Rows that are read at a time, at first; more, the longer it goes on.
 const FIRST_ROWS: usize = 128;
-/// Definitions that are kept in memory, of all nodes in this process.
-const MAX_DEFINITIONS: usize = 1_000;
-
-/// Definitions that were read before. A version of an index never has another one, and no other index has its id.
-static DEFINITIONS: LazyLock<Mutex<HashMap<(u64, u32), Definition>>> = LazyLock::new(Mutex::default);
+/// A page ends, with fewer results than were asked for, once it was worked on for so long.
+const WORK_AT_MOST: Duration = Duration::from_millis(500);
 
 /// Answers a query of one version of an index.
 ///
@@ -45,15 +40,16 @@ pub async fn query(
     deadline: Instant,
 ) -> Result<v1::IndexPage> {
     let query = parse(&asked)?;
-    let definition = definition(store, id, deadline).await?;
+    let at = validate::read_at(asked.read_ts, asked.max_staleness_ms)?;
+    let definition = definition(store, id, at, deadline).await?;
     let plan = plan(&definition, &query)?;
-    let at = match plan.read_ts() {
-        Some(read_ts) => ReadAt::Snapshot(read_ts),
-        None => validate::read_at(asked.read_ts, asked.max_staleness_ms)?,
-    };
+    // A page that goes on has its own moment.
+    let at = plan.moment().map_or(at, |(read_ts, _)| ReadAt::Snapshot(read_ts));
     let (read_ts, checkpoint) = checkpoint(store, id, at, deadline).await?;
+    let told = plan.moment().map_or(Timestamp(asked.watermark), |(_, watermark)| watermark);
+    let watermark = checkpoint.watermark.max(told);
     let mut page = v1::IndexPage {
-        watermark: checkpoint.watermark.0,
+        watermark: watermark.0,
         read_ts: read_ts.0,
         version: id.1,
         explain: if asked.explain { plan.explain() } else { Vec::new() },
@@ -62,7 +58,7 @@ pub async fn query(
     if let State::Halted { key, commit_ts, reason } = &checkpoint.state {
         page.halted = wire::halted(key, *commit_ts, reason);
     }
-    let (items, page_token) = Reading { store, at: read_ts, deadline }.page(plan).await?;
+    let (items, page_token) = Reading { store, at: read_ts, watermark, deadline }.page(plan).await?;
     page.items = items;
     page.page_token = page_token.unwrap_or_default();
     Ok(page)
@@ -81,19 +77,15 @@ fn parse(asked: &v1::IndexQuery) -> Result<Query> {
     })
 }
 
-async fn definition(store: &Store, id: (u64, u32), deadline: Instant) -> Result<Definition> {
-    if let Some(known) = DEFINITIONS.lock().get(&id) {
-        return Ok(known.clone());
+/// A version's definition, read as the query is where it is not known yet.
+async fn definition(store: &Store, id: (u64, u32), at: ReadAt, deadline: Instant) -> Result<Definition> {
+    if let Some(known) = store.known_definition(id) {
+        return Ok(known);
     }
-    let key = definition_key(id.0, id.1);
-    let (_, found) = store.read(&[key], ReadAt::Latest, deadline).await?;
+    let (_, found) = store.read(&[definition_key(id.0, id.1)], at, deadline).await?;
     let record = found.into_iter().next().flatten().ok_or_else(|| gone(id.1))?;
     let definition = Definition::decode(&record.value)?;
-    let mut definitions = DEFINITIONS.lock();
-    if definitions.len() >= MAX_DEFINITIONS {
-        definitions.clear();
-    }
-    definitions.insert(id, definition.clone());
+    store.keep_definition(&definition);
     Ok(definition)
 }
 
@@ -116,15 +108,23 @@ async fn checkpoint(
 ) -> Result<(Timestamp, Checkpoint)> {
     let key = checkpoint_key(id.0, id.1);
     let (read_ts, found) = store.read(&[key], at, deadline).await?;
-    let record = found.into_iter().next().flatten().ok_or_else(|| gone(id.1))?;
-    let checkpoint = Checkpoint::decode(&record.value)?;
-    if checkpoint.watermark == Timestamp::ZERO {
-        return Err(Error::unavailable(format!(
+    Ok((read_ts, built(id, at, found.into_iter().next().flatten())?))
+}
+
+/// The checkpoint in its record, which was read at `at`, of a version that is built.
+fn built(id: (u64, u32), at: ReadAt, record: Option<Record>) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::decode(&record.ok_or_else(|| gone(id.1))?.value)?;
+    match (checkpoint.watermark, at) {
+        (Timestamp::ZERO, ReadAt::Snapshot(at)) => Err(Error::invalid(format!(
+            "version {} of the index was not built yet at {at}: read it at a later timestamp",
+            id.1
+        ))),
+        (Timestamp::ZERO, _) => Err(Error::unavailable(format!(
             "version {} of the index is being built: it answers once it is; see `kvorum index status`",
             id.1
-        )));
+        ))),
+        _ => Ok(checkpoint),
     }
-    Ok((read_ts, checkpoint))
 }
 
 fn gone(version: u32) -> Error {
@@ -172,12 +172,13 @@ pub async fn dump(
 struct Reading<'a> {
     store: &'a Store,
     at: Timestamp,
+    watermark: Timestamp,
     deadline: Instant,
 }
 
 impl Reading<'_> {
     async fn page(&self, plan: Plan) -> Result<(Vec<v1::IndexItem>, Option<Bytes>)> {
-        let direction = plan.direction();
+        let (direction, began) = (plan.direction(), Instant::now());
         let (mut reader, mut next) = Reader::start(plan);
         let (mut items, mut size_bytes, mut rows_read) = (Vec::new(), 0, 0);
         let mut rows_together = FIRST_ROWS;
@@ -186,13 +187,15 @@ impl Reading<'_> {
             let page = self.store.page(range.clone(), direction, at, rows_together, self.deadline).await?;
             rows_read += page.rows.len();
             rows_together = (rows_together * 4).min(limits::MAX_PAGE_ROWS);
-            next = push(&mut reader, range, page.rows, page.next, direction)?;
+            let rows = page.rows.into_iter().map(|(key, record)| (key, record.value));
+            next = reader.push_page(range, rows, page.next)?;
             for item in reader.take_items() {
                 let item = item_to_proto(item);
                 size_bytes += item.key.as_ref().map_or(0, Bytes::len) + item.json.len();
                 items.push(item);
             }
-            let is_enough = rows_read >= MAX_ROWS_READ || size_bytes >= MAX_ITEM_BYTES;
+            let is_enough =
+                rows_read >= MAX_ROWS_READ || size_bytes >= MAX_ITEM_BYTES || began.elapsed() >= WORK_AT_MOST;
             if next != Next::Done && is_enough && reader.is_further() {
                 reader.stop();
                 break;
@@ -200,49 +203,7 @@ impl Reading<'_> {
             // Others have something to do too.
             tokio::task::yield_now().await;
         }
-        Ok((items, reader.page_token(self.at)))
-    }
-}
-
-/// Has the reader take in rows that a scan of `range` gave. `rest` says where it goes on, if it does.
-fn push(
-    reader: &mut Reader,
-    range: KeyRange,
-    rows: Vec<(Bytes, Record)>,
-    rest: Option<Bytes>,
-    direction: Direction,
-) -> Result<Next> {
-    // What is known: the rows of the range up to where the scan goes on. What is left: the others.
-    let (known, left) = match (rest, direction) {
-        (Some(rest), Direction::Forward) => {
-            (KeyRange::new(range.start, Some(rest.clone())), Some(KeyRange::new(rest, range.end)))
-        }
-        (Some(rest), Direction::Reverse) => {
-            (KeyRange::new(rest.clone(), range.end), Some(KeyRange::new(range.start, Some(rest))))
-        }
-        (None, _) => (range, None),
-    };
-    let mut wanted = known.clone();
-    for (key, record) in rows {
-        if !wanted.contains(&key) {
-            continue;
-        }
-        match reader.push(&key, &record.value)? {
-            Next::Continue => {}
-            Next::Done => return Ok(Next::Done),
-            Next::SeekTo(next) => match next.intersect(&known) {
-                Some(here) => wanted = here,
-                None => return Ok(Next::SeekTo(next)),
-            },
-        }
-    }
-    match (reader.rest(), left) {
-        (Next::SeekTo(wanted), Some(left)) => match wanted.intersect(&left) {
-            Some(left) => Ok(Next::SeekTo(left)),
-            None => reader.end_of_range(),
-        },
-        (Next::Done, _) => Ok(Next::Done),
-        (_, _) => reader.end_of_range(),
+        Ok((items, reader.page_token(self.at, self.watermark)))
     }
 }
 

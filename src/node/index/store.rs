@@ -1,12 +1,15 @@
 //! The rows of indexes, read and written on this node.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::codec::keyspace;
+use crate::index::Definition;
 use crate::node::dispatch::Replicas;
 use crate::node::reads::{Reads, WordBook};
 use crate::node::replica::Replica;
@@ -19,6 +22,8 @@ use crate::types::{
     limits,
 };
 
+/// Definitions that are kept in memory.
+const MAX_DEFINITIONS: usize = 1_000;
 /// Keys that are read together.
 const KEYS_TOGETHER: usize = 2_000;
 
@@ -29,6 +34,8 @@ pub struct Store {
     timestamps: Timestamps,
     router: Router,
     words: Arc<WordBook>,
+    /// Definitions that were read before. A version of an index never has another one.
+    definitions: Arc<Mutex<HashMap<(u64, u32), Definition>>>,
 }
 
 impl Store {
@@ -39,7 +46,21 @@ impl Store {
         router: Router,
         words: Arc<WordBook>,
     ) -> Self {
-        Self { replicas, timestamps, router, words }
+        Self { replicas, timestamps, router, words, definitions: Arc::default() }
+    }
+
+    /// The definition of a version, where it was read before.
+    pub(super) fn known_definition(&self, id: (u64, u32)) -> Option<Definition> {
+        self.definitions.lock().get(&id).cloned()
+    }
+
+    /// Keeps a definition that was read.
+    pub(super) fn keep_definition(&self, definition: &Definition) {
+        let mut definitions = self.definitions.lock();
+        if definitions.len() >= MAX_DEFINITIONS {
+            definitions.clear();
+        }
+        definitions.insert((definition.id(), definition.version()), definition.clone());
     }
 
     /// Whether this node leads a shard with rows of indexes.
@@ -77,6 +98,18 @@ impl Store {
     /// `Unavailable` where none can be had in time.
     pub(super) async fn now(&self) -> Result<Timestamp> {
         self.timestamps.take(1).await
+    }
+
+    /// `ts`, or a fresh timestamp where it lies in the future.
+    ///
+    /// # Errors
+    ///
+    /// As for [`now`](Self::now).
+    pub(super) async fn at_most_now(&self, ts: Timestamp) -> Result<Timestamp> {
+        match ts <= self.timestamps.newest_seen() {
+            true => Ok(ts),
+            false => Ok(ts.min(self.now().await?)),
+        }
     }
 
     /// A timestamp that was handed out at most so long ago.

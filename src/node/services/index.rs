@@ -11,7 +11,7 @@ use crate::client::{Client, QueryItem};
 use crate::node::core::Core;
 use crate::rpc::v1::index_server::Index;
 use crate::rpc::{convert, v1, validate};
-use crate::types::{Error, Result, Timestamp};
+use crate::types::{Error, Result, Timestamp, limits};
 
 /// The public index service.
 pub struct IndexService(pub Arc<Core>);
@@ -31,6 +31,15 @@ impl IndexService {
         })?;
         let at_least = Timestamp(request.at_least_ts);
         let page = client.query_as(request.name, asked, at_least).page().await?;
+        let value_bytes: usize =
+            page.items.iter().filter_map(|item| item.value.as_ref()).map(Bytes::len).sum();
+        if value_bytes > limits::MAX_BATCH_BYTES {
+            return Err(Error::invalid(format!(
+                "the rows of this page come to {value_bytes} bytes, over the limit of {} for one answer: ask for fewer with \
+                 `limit`, or leave the rows out",
+                limits::MAX_BATCH_BYTES
+            )));
+        }
         Ok(v1::IndexPage {
             items: page.items.into_iter().map(item_to_proto).collect(),
             watermark: page.watermark.0,
@@ -118,7 +127,7 @@ impl Index for IndexService {
     ) -> Result<Response<v1::IndexRecord>, Status> {
         let request = request.into_inner();
         let rebuilt = async {
-            let v1::RebuildIndex { name, spec, hold } = request.rebuild.ok_or_else(|| {
+            let v1::RebuildIndex { name, spec, hold, .. } = request.rebuild.ok_or_else(|| {
                 Error::invalid("the request does not say what to build anew: set `rebuild`")
             })?;
             self.client(request.header.as_ref()).await?.rebuild_index(&name, spec, hold).await
@@ -161,14 +170,14 @@ impl Index for IndexService {
         let v1::ListDeadLettersRequest { header, name } = request.into_inner();
         let client = self.client(header.as_ref()).await.map_err(|error| convert::error_to_status(&error))?;
         let letters = async_stream::stream! {
-            let mut after = Some(Bytes::new());
-            while let Some(from) = after.take() {
+            let mut next_from = Some(Bytes::new());
+            while let Some(from) = next_from.take() {
                 match client.dead_letters(&name, from).await {
                     Ok((letters, next)) => {
                         for letter in letters {
                             yield Ok(letter);
                         }
-                        after = next;
+                        next_from = next;
                     }
                     Err(error) => yield Err(convert::error_to_status(&error)),
                 }

@@ -75,3 +75,40 @@ async fn a_query_at_a_commits_timestamp_sees_the_commit() {
     let page = client.query("by_team").limit(1).at_least(now).page().await.expect("answered");
     assert!(page.watermark >= now);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_pages_and_their_rows_are_of_one_moment() {
+    let cluster = Cluster::start(3, 4).await;
+    let client = cluster.client().await;
+    let row = |other: &str| format!(r#"{{"team": "red", "other": "{other}"}}"#);
+    for n in 0..30 {
+        client.put(format!("{}/{n:02}", (b'a' + n % 26) as char), row("old")).await.expect("written");
+    }
+    create(&client, vec![IndexSpec::new("by_team", "value").on("$.team")]).await;
+    wait_ready(&client, "by_team").await;
+    for round in 0..10 {
+        // Nothing of this is in the index: no row of it changes.
+        let other = format!("round {round}");
+        let written = client.transact(|txn| {
+            let row = row(&other);
+            async move {
+                txn.put("a/00", row.clone())?;
+                txn.put("z/25", row)
+            }
+        });
+        let written = written.await.expect("committed").commit_ts;
+        let query = client.query("by_team").filter("team = \"red\"").limit(7).with_rows();
+        let mut page = query.clone().at_least(written).page().await.expect("answered");
+        let (watermark, read_ts, mut items) = (page.watermark, page.read_ts, page.items);
+        while let Some(next) = page.next.take() {
+            page = query.clone().page_token(next).page().await.expect("answered");
+            assert_eq!((page.watermark, page.read_ts), (watermark, read_ts));
+            items.append(&mut page.items);
+        }
+        assert!(watermark >= written && items.len() == 30);
+        for key in ["a/00", "z/25"] {
+            let found = items.iter().find(|item| item.key.as_deref() == Some(key.as_bytes())).expect("there");
+            assert_eq!(found.value.as_deref(), Some(row(&other).as_bytes()), "{key} in round {round}");
+        }
+    }
+}
