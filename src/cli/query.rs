@@ -65,6 +65,8 @@ pub struct Args {
     reads: ReadArgs,
 }
 
+/// What a result may have, in the order in which it is printed.
+const PARTS: [&str; 7] = ["fields", "measure", "covering", "count", "sum", "min", "max"];
 /// The most results of one page.
 const PAGE: u32 = 1_000;
 
@@ -135,7 +137,8 @@ async fn print_pages(
 fn print(out: &mut impl Write, context: &Context, item: &QueryItem) -> Result<(), Failure> {
     match context.output {
         Format::Text => {
-            let parts: Vec<String> = item.json.iter().flat_map(|(name, part)| texts(name, part)).collect();
+            let parts: Vec<String> =
+                PARTS.iter().flat_map(|name| texts(name, item.json.get(*name))).collect();
             let key =
                 item.key.as_ref().map(|key| output::line_bytes(key, context.hex) + "\t").unwrap_or_default();
             let value =
@@ -158,10 +161,11 @@ fn print(out: &mut impl Write, context: &Context, item: &QueryItem) -> Result<()
 }
 
 /// `name=value` of each field, or of what stands alone.
-fn texts(name: &str, part: &Value) -> Vec<String> {
+fn texts(name: &str, part: Option<&Value>) -> Vec<String> {
     match part {
-        Value::Object(fields) => fields.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        value => vec![format!("{name}={value}")],
+        None => Vec::new(),
+        Some(Value::Object(fields)) => fields.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        Some(value) => vec![format!("{name}={value}")],
     }
 }
 

@@ -125,7 +125,6 @@ impl Dispatcher {
         router: Router,
         words: Arc<WordBook>,
         pulse: Arc<Pulse>,
-        projectors: Arc<index::Projectors>,
     ) -> Self {
         let (reading, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
         let indexes = index::Store::new(replicas.clone(), timestamps.clone(), router.clone(), words.clone());
@@ -138,7 +137,7 @@ impl Dispatcher {
             words,
             pulse,
             indexes,
-            projectors,
+            projectors: Arc::default(),
             reading,
             waiting,
         }
@@ -147,6 +146,11 @@ impl Dispatcher {
     /// The rows of indexes on this node.
     pub fn indexes(&self) -> &index::Store {
         &self.indexes
+    }
+
+    /// What keeps indexes up on this node.
+    pub fn projectors(&self) -> &Arc<index::Projectors> {
+        &self.projectors
     }
 
     /// Serves one request. Every failure is a reply too.

@@ -46,7 +46,6 @@ pub struct Member {
     read_indexes: Arc<ReadIndexes>,
     words: Arc<WordBook>,
     pulse: Arc<Pulse>,
-    projectors: Arc<index::Projectors>,
     dispatcher: Arc<Dispatcher>,
     stopping: CancellationToken,
 }
@@ -81,7 +80,6 @@ impl Member {
         let read_indexes = Arc::new(ReadIndexes::new(&host));
         let words = Arc::new(WordBook::default());
         let pulse = Arc::new(Pulse::new(node));
-        let projectors = Arc::new(index::Projectors::default());
         let stopping = CancellationToken::new();
         let member = Arc::new_cyclic(|member| {
             let router = Router::new(member.clone(), stopping.clone());
@@ -93,7 +91,6 @@ impl Member {
                 router,
                 words.clone(),
                 pulse.clone(),
-                projectors.clone(),
             );
             Self {
                 cluster,
@@ -107,7 +104,6 @@ impl Member {
                 read_indexes,
                 words,
                 pulse: pulse.clone(),
-                projectors: projectors.clone(),
                 dispatcher: Arc::new(dispatcher),
                 stopping: stopping.clone(),
             }
@@ -278,7 +274,7 @@ impl Member {
 
     /// What keeps indexes up on this node.
     pub fn projectors(&self) -> &Arc<index::Projectors> {
-        &self.projectors
+        self.dispatcher.projectors()
     }
 
     /// What is known of closed timestamps.

@@ -24,10 +24,10 @@ const KILL_EVERY: Duration = Duration::from_secs(4);
 /// A row of one of many teams. Some have no score, and some no team: those are not in most indexes.
 fn row(number: u64) -> Bytes {
     let mut row = json!({ "name": format!("name {}", number % 97), "mail": format!("{number}@example.org") });
-    if number % 11 != 0 {
+    if !number.is_multiple_of(11) {
         row["team"] = format!("team {}", number % 17).into();
     }
-    if number % 5 != 0 {
+    if !number.is_multiple_of(5) {
         row["score"] = (((number * 37) % 1000) as f64 / 8.0 - 20.0).into();
     }
     row.to_string().into()

@@ -2,6 +2,7 @@
 //! the nodes that keep them up are killed; reading one's own writes; halts, dead letters, versions.
 
 mod equal;
+mod large;
 mod own_writes;
 mod versions;
 

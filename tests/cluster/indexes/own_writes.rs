@@ -30,7 +30,7 @@ async fn caller(client: Client, number: u64, rounds: u64) -> Vec<Duration> {
         let keys: Vec<&[u8]> = page.items.iter().filter_map(|item| item.key.as_deref()).collect();
         assert_eq!(keys, [key.as_bytes()], "round {round} of {number}, committed at {written}");
         assert!(page.watermark >= written);
-        if round % 16 == 0 {
+        if round.is_multiple_of(16) {
             let filter = format!("team = \"team {number}\"");
             let page =
                 client.query("per_team").filter(filter).at_least(written).page().await.expect("answered");
