@@ -25,7 +25,7 @@ pub mod client;
 pub mod engine;
 #[cfg(feature = "server")]
 pub mod gateway;
-#[cfg(feature = "server")]
+#[cfg(feature = "index")]
 pub mod index;
 #[cfg(feature = "server")]
 pub mod mvcc;

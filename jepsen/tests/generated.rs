@@ -171,6 +171,11 @@ fn corrupt(workload: &str, history: &History, seed: u64) -> Option<Vec<Op>> {
                 *balances.values_mut().next()? += 1;
                 Value::Balances(balances)
             }
+            ("index", Value::Found(found)) => {
+                let mut found = found.clone();
+                found.first_mut()?.1 += 1_000_000_000;
+                Value::Found(found)
+            }
             ("monotonic", Value::Int(value)) if call.f() == F::Read => {
                 (facts.ended(call.key(), *value) < call.start).then_some(Value::Int(value - 1))?
             }

@@ -49,6 +49,10 @@ pub enum Bug {
     FollowerReadWithoutReadIndex,
     /// A page of changes reaches past prepared locks, whose transactions may be committed in what it covers.
     ChangesPastLocks,
+    /// An index tells whoever waits for it that it is there, whatever it has written.
+    IndexWatermarkAhead,
+    /// An index is written without a look at the checkpoint that another projector may have left meanwhile.
+    IndexForgetsCheckpoint,
 }
 
 impl Bug {
@@ -73,11 +77,13 @@ impl Bug {
     ];
 
     /// Those of a node's edges, which only real nodes have.
-    pub const IN_EDGES: [Bug; 4] = [
+    pub const IN_EDGES: [Bug; 6] = [
         Self::AcknowledgeBeforeSync,
         Self::LeaseReadWithoutGuards,
         Self::FollowerReadWithoutReadIndex,
         Self::ChangesPastLocks,
+        Self::IndexWatermarkAhead,
+        Self::IndexForgetsCheckpoint,
     ];
 
     /// The bug of a name, as it stands here.

@@ -4,8 +4,8 @@
 
 pub mod keyspace;
 pub mod ordered;
-#[cfg(feature = "server")]
+#[cfg(feature = "index")]
 mod versioned;
 
-#[cfg(feature = "server")]
+#[cfg(feature = "index")]
 pub use versioned::{FORMAT_VERSION, decode, decode_prefix, encode, encode_into};

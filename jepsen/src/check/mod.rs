@@ -9,6 +9,7 @@ mod bounds;
 mod changelog;
 mod counter;
 mod graph;
+mod index;
 mod long_fork;
 mod monotonic;
 mod register;
@@ -21,6 +22,7 @@ pub use append::Append;
 pub use bank::Bank;
 pub use changelog::Changelog;
 pub use counter::Counter;
+pub use index::{BY_TEAM, COUNT_BY_TEAM, Index, SUM_BY_TEAM, TEAMS, team};
 pub use long_fork::LongFork;
 pub use monotonic::Monotonic;
 pub use register::Registers;
@@ -73,8 +75,18 @@ impl Default for Options {
 }
 
 /// The workloads that have a checker.
-pub const WORKLOADS: [&str; 9] =
-    ["register", "append", "set", "counter", "bank", "long-fork", "write-skew", "monotonic", "changelog"];
+pub const WORKLOADS: [&str; 10] = [
+    "register",
+    "append",
+    "set",
+    "counter",
+    "bank",
+    "long-fork",
+    "write-skew",
+    "monotonic",
+    "changelog",
+    "index",
+];
 
 /// The checker of a workload under the usual options, `None` if there is no such workload.
 pub fn by_name(workload: &str) -> Option<Box<dyn Checker>> {
@@ -93,6 +105,7 @@ pub fn with_options(workload: &str, options: Options) -> Option<Box<dyn Checker>
         "write-skew" => Box::new(WriteSkew::new(options)),
         "monotonic" => Box::new(Monotonic::new(options)),
         "changelog" => Box::new(Changelog::new(options)),
+        "index" => Box::new(Index::new(options)),
         _ => return None,
     })
 }

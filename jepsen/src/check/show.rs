@@ -37,6 +37,8 @@ pub(crate) fn value(value: &Value) -> String {
             format!("[{}]", steps.join(" "))
         }
         Value::Told(told) => format!("({} events)", told.len()),
+        Value::Found(found) => found_list(found),
+        Value::Dump(dump) => format!("({} rows; the index has {})", dump.rows.len(), dump.stored.len()),
         other => {
             let mut text = String::new();
             edn::print(&to_edn_value(other), &mut text);
@@ -65,6 +67,16 @@ pub(crate) fn list(elements: &[i64]) -> String {
         words.insert(0, format!("(… {hidden} more)"));
     }
     format!("[{}]", words.join(" "))
+}
+
+/// What a query found, of which the beginning is shown if it is much.
+pub(crate) fn found_list(found: &[(String, i64)]) -> String {
+    let mut words: Vec<String> =
+        found.iter().take(SHOWN).map(|(name, number)| format!("{name}: {number}")).collect();
+    if found.len() > SHOWN {
+        words.push(format!("… {} more", found.len() - SHOWN));
+    }
+    format!("{{{}}}", words.join(", "))
 }
 
 /// What a transaction is told to have changed, of which the beginning is shown if it is much.

@@ -9,6 +9,7 @@ pub mod form;
 pub mod jsonl;
 mod op;
 mod pairing;
+mod queries;
 mod read;
 mod recorder;
 mod shape;
@@ -18,6 +19,7 @@ mod told;
 
 pub use op::{F, Kind, MicroOp, Op, Seen, Value};
 pub use pairing::{Builder, Call, History, Malformed, Pair};
+pub use queries::{Dump, Query};
 pub use read::ReadError;
 pub use recorder::Recorder;
 pub use shape::value_form as to_edn_value;

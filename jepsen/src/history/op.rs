@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Following, Told};
+use super::{Dump, Following, Query, Told};
 
 /// What an entry of a history says about its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,11 +56,18 @@ pub enum F {
     Txn,
     /// Waits for what is committed, and is told of it. The key is the follower's name.
     Follow,
+    /// Makes an index. The key is its name, as of the next two.
+    Create,
+    /// Asks an index.
+    Query,
+    /// Reads all that an index holds, and computes it from the rows of the same moment.
+    Dump,
 }
 
 impl F {
     /// Every function.
-    pub const ALL: [F; 7] = [F::Read, F::Write, F::Cas, F::Add, F::Transfer, F::Txn, F::Follow];
+    pub const ALL: [F; 10] =
+        [F::Read, F::Write, F::Cas, F::Add, F::Transfer, F::Txn, F::Follow, F::Create, F::Query, F::Dump];
 
     /// The name in files, for example `cas`.
     pub fn name(self) -> &'static str {
@@ -72,6 +79,9 @@ impl F {
             F::Transfer => "transfer",
             F::Txn => "txn",
             F::Follow => "follow",
+            F::Create => "create",
+            F::Query => "query",
+            F::Dump => "dump",
         }
     }
 
@@ -219,6 +229,12 @@ pub enum Value {
     Follow(Following),
     /// What a follower was told, in order.
     Told(Vec<Told>),
+    /// What is asked of an index.
+    Query(Query),
+    /// What a query found, in order: rows by their keys, or groups, each with its number.
+    Found(Vec<(String, i64)>),
+    /// An index as it is stored.
+    Dump(Dump),
 }
 
 impl Value {
@@ -245,7 +261,7 @@ pub struct Op {
     pub value: Value,
     /// Nanoseconds since the history began. [`Recorder`] sets it.
     pub time_ns: u64,
-    /// The commit or snapshot timestamp that the store reported.
+    /// The commit or snapshot timestamp that the store reported; of a query the answer's watermark.
     pub timestamp: Option<u64>,
     /// The node that the client asks first.
     pub node: Option<String>,

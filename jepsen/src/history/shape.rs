@@ -1,6 +1,7 @@
 //! What an operation looks like as a form, the same in both file formats.
 
 use super::form::Form;
+use super::queries::{dump_form, dump_of, found_form, found_of, query_form, query_of};
 use super::told::{following_form, following_of, told_form, told_of};
 use super::{F, Kind, MicroOp, Op, Seen, Value, edn};
 
@@ -50,6 +51,9 @@ pub fn value_form(value: &Value) -> Form {
         Value::Txn(steps) => Form::List(steps.iter().map(step_form).collect()),
         Value::Follow(following) => following_form(following),
         Value::Told(told) => Form::List(told.iter().map(told_form).collect()),
+        Value::Query(query) => query_form(query),
+        Value::Found(found) => found_form(found),
+        Value::Dump(dump) => dump_form(dump),
     }
 }
 
@@ -181,6 +185,9 @@ fn bad_value(f: F, value: &Form) -> String {
         F::Follow => {
             "a map with since, before-images and ranges, or a list of [row key number], [changes timestamp list] and [progress timestamp]"
         }
+        F::Create => "nil",
+        F::Query => "a map with group and at-least, or a list of [name number]",
+        F::Dump => "nil, or a map with rows, stored and computed",
     };
     format!("the value of {f} must be {wanted}, but is {}", text_of(value))
 }
@@ -206,6 +213,9 @@ fn value_of(f: F, form: &Form) -> Option<Value> {
         },
         (F::Follow, Form::Map(_)) => Value::Follow(following_of(form)?),
         (F::Follow, Form::List(told)) => Value::Told(told.iter().map(told_of).collect::<Option<_>>()?),
+        (F::Query, Form::Map(_)) => Value::Query(query_of(form)?),
+        (F::Query, Form::List(found)) => Value::Found(found_of(found)?),
+        (F::Dump, Form::Map(_)) => Value::Dump(dump_of(form)?),
         (F::Txn, Form::List(steps)) => Value::Txn(steps.iter().map(step_of).collect::<Option<_>>()?),
         _ => return None,
     })

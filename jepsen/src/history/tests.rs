@@ -34,6 +34,12 @@ fn samples() -> Vec<Op> {
             ],
         },
     ];
+    let bytes = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    let dump = Dump {
+        rows: BTreeMap::from([("00/r".to_owned(), 7)]),
+        stored: bytes("0012", "ff"),
+        computed: bytes("1234", "1e5"),
+    };
     let invocations = vec![
         Op::invoke(0, F::Read, Value::Nil).with_key("k").with_node("n1"),
         Op::invoke(1, F::Write, Value::Int(i64::MAX)).with_key("\"quoted\\\n\u{1}é"),
@@ -46,6 +52,11 @@ fn samples() -> Vec<Op> {
         Op::invoke(8, F::Txn, Value::Txn(steps)),
         Op::invoke(9, F::Follow, Value::Follow(following)).with_key("all"),
         Op::invoke(10, F::Follow, Value::Told(told)).with_key("all"),
+        Op::invoke(11, F::Query, Value::Query(Query { group: Some(-3), at_least: Some(u64::MAX) })),
+        Op::invoke(12, F::Query, Value::Query(Query::default())).with_key("by_team"),
+        Op::invoke(13, F::Query, Value::Found(vec![("a/b".into(), 3), ("17".into(), -1)])),
+        Op::invoke(14, F::Dump, Value::Dump(dump)),
+        Op::invoke(15, F::Create, Value::Nil).with_key("by_team"),
     ];
     let mut ops = Vec::new();
     for invoke in invocations {
@@ -125,6 +136,8 @@ fn a_malformed_line_is_named() {
             "the value of follow must be a map with since",
         ),
         ("{:type :ok, :process 0, :f :follow, :value {:since :now}}", "the value of follow must be a map"),
+        ("{:type :ok, :process 0, :f :query, :value {:group :x}}", "the value of query must be a map"),
+        ("{:type :ok, :process 0, :f :dump, :value {:rows {}}}", "the value of dump must be nil, or a map"),
         ("{:type :ok, :process 0, :f :read, :value 1.5}", "\"1.5\" is not a whole number"),
         ("{:type :ok, :process 0, :f :read} 7", "after the end of the operation"),
         ("[1 2]", "line 2: an operation must be a map"),

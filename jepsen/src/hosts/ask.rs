@@ -105,13 +105,13 @@ impl Cluster {
         self.leader(|replica| replica.shard.as_ref().is_some_and(|shard| shard.id == SYSTEM_SHARD)).await
     }
 
-    /// The node that leads the shard that holds a user's key, likewise.
-    pub async fn leader_of(&self, key: &str) -> Option<usize> {
-        let inner = kvorum::codec::keyspace::user_key(key.as_bytes());
+    /// The node that leads the shard that holds a key, with the byte of its keyspace, likewise.
+    pub async fn leader_of(&self, inner: &[u8]) -> Option<usize> {
         self.leader(|replica| {
-            replica.shard.as_ref().is_some_and(|shard| {
-                shard.start <= inner && shard.end.as_ref().is_none_or(|end| inner < *end)
-            })
+            replica
+                .shard
+                .as_ref()
+                .is_some_and(|shard| shard.start <= inner && shard.end.as_ref().is_none_or(|end| inner < end))
         })
         .await
     }

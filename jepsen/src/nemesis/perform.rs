@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
@@ -37,8 +38,8 @@ pub struct Stage {
     pub cluster: Arc<Cluster>,
     /// The history's beginning: times of [`Happened`] count from here.
     pub began: Instant,
-    /// A key, as stored, whose shard coordinates transactions of the workload now.
-    pub hot_key: Arc<dyn Fn() -> String + Send + Sync>,
+    /// A key, with the byte of its keyspace, whose shard coordinates transactions of the workload now.
+    pub hot_place: Arc<dyn Fn() -> Bytes + Send + Sync>,
 }
 
 /// Does all faults of a schedule, counted from now, and returns what happened in the order in which it began.
@@ -151,7 +152,7 @@ pub(super) async fn find(stage: &Stage, victim: Victim, until: tokio::time::Inst
     loop {
         let found = match victim {
             Victim::System => stage.cluster.system_leader().await,
-            Victim::Coordinator => stage.cluster.leader_of(&(stage.hot_key)()).await,
+            Victim::Coordinator => stage.cluster.leader_of(&(stage.hot_place)()).await,
         };
         match found {
             Some(node) => return Ok(node),

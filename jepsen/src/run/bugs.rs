@@ -107,7 +107,7 @@ const TORN_CHANGES: &[&str] = &[
 pub const ATTEMPTS: u32 = 5;
 
 /// All of them.
-pub const ORDERS: [Order; 7] = [
+pub const ORDERS: [Order; 9] = [
     Order {
         bug: "AcknowledgeBeforeSync",
         about: "writes are acknowledged before they are synced",
@@ -172,6 +172,24 @@ pub const ORDERS: [Order; 7] = [
         workload: Kind::Changelog,
         nemeses: "kill",
         shown_by: TORN_CHANGES,
+        ..USUAL
+    },
+    Order {
+        bug: "IndexWatermarkAhead",
+        about: "an index tells whoever waits for it that it is there, whatever it has written",
+        workload: Kind::Index,
+        nemeses: "kill",
+        shown_by: &["missed-own-write"],
+        ..USUAL
+    },
+    // Two projectors are at work where the node of one of them stands still, or is cut off, and does not know it yet.
+    Order {
+        bug: "IndexForgetsCheckpoint",
+        about: "an index is written without a look at the checkpoint that another projector may have left",
+        workload: Kind::Index,
+        nemeses: "target-coordinator,pause",
+        seconds: 30,
+        shown_by: &["index-differs", "wrong-answer", "missed-own-write"],
         ..USUAL
     },
 ];

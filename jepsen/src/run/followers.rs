@@ -47,6 +47,7 @@ pub(super) struct Followers {
 struct Shared {
     cluster: Arc<Cluster>,
     recorder: Arc<Recorder>,
+    workload: Arc<dyn Workload>,
     corruption: Corruption,
     deadline: Duration,
     policy: Policy,
@@ -63,6 +64,7 @@ impl Followers {
         let shared = Arc::new(Shared {
             cluster: Arc::clone(cluster),
             recorder: Arc::clone(recorder),
+            workload: Arc::clone(workload),
             corruption: Corruption::default(),
             deadline: Duration::from_millis(parameters.deadline_ms),
             policy: parameters.read_level.policy(),
@@ -258,8 +260,8 @@ impl Follower {
                     return (gathered, if is_over { Stopped::Dropped } else { Stopped::Full });
                 }
             };
-            let (event, followed) = match followed.and_then(|followed| Ok((told(&followed.event)?, followed)))
-            {
+            let told = |followed: Followed| Ok((told(&*self.shared.workload, &followed.event)?, followed));
+            let (event, followed) = match followed.and_then(told) {
                 Ok(told) => told,
                 Err(error) => return (gathered, Stopped::Failed(error)),
             };

@@ -66,6 +66,8 @@ struct Worker {
     node: usize,
     renew_at: Instant,
     level: ReadLevel,
+    /// When its last write was committed that was acknowledged with a timestamp.
+    own_commit: Option<u64>,
 }
 
 impl Load {
@@ -229,6 +231,7 @@ impl Worker {
             node: 0,
             renew_at: Instant::now(),
             level: inner.level,
+            own_commit: None,
         }
     }
 
@@ -272,6 +275,7 @@ impl Worker {
     /// Makes a request and writes it down.
     async fn make(&mut self, request: &Request) -> Result<Outcome> {
         let client = self.connected().await?;
+        let request = &self.inner.workload.knowing(request.clone(), self.own_commit);
         let level = self.level;
         let invoke = Op {
             key: request.key.clone(),
@@ -287,6 +291,9 @@ impl Worker {
         };
         let ended = self.inner.recorder.record(outcome.clone().complete(&invoke)).map_err(unwritten)?;
         self.inner.corruption.note(request, &outcome, [began, ended]);
+        if let (Outcome::Ok(_, Some(at)), false) = (&outcome, request.only_reads()) {
+            self.own_commit = self.own_commit.max(Some(*at));
+        }
         match outcome.kind() {
             Kind::Ok => {}
             Kind::Info => {

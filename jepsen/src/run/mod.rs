@@ -191,7 +191,8 @@ impl Run {
         progress: &Progress,
     ) -> Result<Vec<Happened>> {
         let hot = Arc::clone(workload);
-        let stage = Stage { cluster: Arc::clone(cluster), began, hot_key: Arc::new(move || hot.hot_key()) };
+        let stage =
+            Stage { cluster: Arc::clone(cluster), began, hot_place: Arc::new(move || hot.hot_place()) };
         progress.load(self.parameters.seconds);
         tokio::select! {
             (faults, done) = async { tokio::join!(nemesis::perform(self.schedule(), stage), load.run(progress)) } => {

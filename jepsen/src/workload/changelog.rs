@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use futures::future::BoxFuture;
-use kvorum::client::{Before, Change, Event, ScanOptions, Written};
+use kvorum::client::{ScanOptions, Written};
 use kvorum::{Client, Error};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::outcome::number;
 use super::{FollowerPlan, Outcome, ReadLevel, Request, Workload, placed};
-use crate::history::{Changed, F, Following, MicroOp, Told, Value};
+use crate::history::{F, Following, MicroOp, Value};
 
 /// Keys that are written and removed, and numbers that are added to and removed.
 const REGISTERS: u32 = 40;
@@ -77,6 +77,10 @@ impl Workload for Changelog {
 
     fn hot_key(&self) -> String {
         placed("k0")
+    }
+
+    fn held(&self, stored: &[u8]) -> Result<i64, Error> {
+        held(stored)
     }
 
     fn followers(&self) -> Vec<FollowerPlan> {
@@ -187,32 +191,6 @@ fn held(bytes: &[u8]) -> Result<i64, Error> {
         )));
     }
     number(value)
-}
-
-/// An event that a follower was told, for the history.
-///
-/// # Errors
-/// `Corrupt` where it tells of values that no client wrote.
-pub fn told(event: &Event) -> Result<Told, Error> {
-    Ok(match event {
-        Event::Row(row) => Told::Row { key: text(&row.key), value: held(&row.record.value)? },
-        Event::Changes(changes) => Told::Changes {
-            at: changes.commit_ts.0,
-            changes: changes.changes.iter().map(changed).collect::<Result<_, _>>()?,
-        },
-        Event::Progress(at) => Told::Progress { at: at.0 },
-    })
-}
-
-fn changed(change: &Change) -> Result<Changed, Error> {
-    let before = match &change.before {
-        // None here is large enough to be left out.
-        Before::Unasked | Before::TooLarge => None,
-        Before::Absent => Some(None),
-        Before::Value(value) => Some(Some(held(value)?)),
-    };
-    let value = change.value.as_deref().map(held).transpose()?;
-    Ok(Changed { key: text(&change.key), value, before })
 }
 
 fn text(key: &[u8]) -> String {

@@ -8,6 +8,7 @@ mod append;
 mod bank;
 mod changelog;
 mod counter;
+mod index;
 mod keys;
 mod long_fork;
 mod monotonic;
@@ -15,20 +16,23 @@ mod outcome;
 mod reading;
 mod register;
 mod set;
+mod told;
 mod write_skew;
 
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use kvorum::Client;
+use kvorum::codec::keyspace;
+use kvorum::{Client, Error};
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 
-pub use changelog::told;
 pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
 pub use reading::ReadLevel;
+pub use told::told;
 
 use crate::history::{F, Following, MicroOp, Value};
 
@@ -58,7 +62,7 @@ impl Request {
     pub fn only_reads(&self) -> bool {
         match &self.value {
             Value::Txn(steps) => steps.iter().all(|step| matches!(step, MicroOp::Read { .. })),
-            _ => matches!(self.f, F::Read | F::Follow),
+            _ => matches!(self.f, F::Read | F::Follow | F::Query | F::Dump),
         }
     }
 }
@@ -86,6 +90,12 @@ pub trait Workload: Send + Sync {
     /// The next request.
     fn next(&self, rng: &mut SmallRng) -> Request;
 
+    /// A request with what the client that makes it knows: when its own last write was committed.
+    fn knowing(&self, request: Request, own_commit: Option<u64>) -> Request {
+        let _ = own_commit;
+        request
+    }
+
     /// Makes a request, once, by a client whose calls have a deadline.
     fn perform<'a>(
         &'a self,
@@ -99,6 +109,19 @@ pub trait Workload: Send + Sync {
 
     /// A key, as stored, that is in use now: whose shard a fault may aim at.
     fn hot_key(&self) -> String;
+
+    /// Where a fault may aim: that key, with the byte of its keyspace.
+    fn hot_place(&self) -> Bytes {
+        keyspace::user_key(self.hot_key().as_bytes())
+    }
+
+    /// The number that is stored in some bytes, of which followers are told.
+    ///
+    /// # Errors
+    /// `Corrupt` where no client wrote them.
+    fn held(&self, stored: &[u8]) -> Result<i64, Error> {
+        outcome::number(stored)
+    }
 
     /// Those who follow changes meanwhile.
     fn followers(&self) -> Vec<FollowerPlan> {
@@ -128,11 +151,13 @@ pub enum Kind {
     Monotonic,
     /// Writes of all sorts, and followers who are told of every change.
     Changelog,
+    /// Rows that move between groups, and queries of their indexes.
+    Index,
 }
 
 impl Kind {
     /// Every workload.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Register,
         Self::Set,
         Self::Counter,
@@ -142,6 +167,7 @@ impl Kind {
         Self::WriteSkew,
         Self::Monotonic,
         Self::Changelog,
+        Self::Index,
     ];
 
     /// Whether it reads outside transactions, so that its reads can be of every level.
@@ -161,6 +187,7 @@ impl Kind {
             Self::WriteSkew => "write-skew",
             Self::Monotonic => "monotonic",
             Self::Changelog => "changelog",
+            Self::Index => "index",
         }
     }
 
@@ -184,6 +211,9 @@ impl Kind {
             Self::Changelog => {
                 "write of all sorts and follow the changes: each is told once, whole and in order, and all come to the data"
             }
+            Self::Index => {
+                "move rows between groups and query their indexes: own writes are seen, and each index is what the rows come to"
+            }
         }
     }
 
@@ -199,6 +229,7 @@ impl Kind {
             Self::WriteSkew => Box::new(write_skew::WriteSkew::default()),
             Self::Monotonic => Box::new(monotonic::Monotonic),
             Self::Changelog => Box::new(changelog::Changelog::default()),
+            Self::Index => Box::new(index::Indexes::default()),
         }
     }
 }
@@ -252,7 +283,7 @@ mod tests {
     #[test]
     fn every_key_that_is_asked_for_is_read_at_the_end() {
         // These read everything, without naming it.
-        let whole = [Kind::Bank, Kind::Changelog];
+        let whole = [Kind::Bank, Kind::Changelog, Kind::Index];
         for kind in Kind::ALL.into_iter().filter(|kind| !whole.contains(kind)) {
             let (workload, mut rng) = (kind.make(), SmallRng::seed_from_u64(3));
             let keys = |request: &Request| -> Vec<String> {

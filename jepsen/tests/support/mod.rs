@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod follow;
+pub mod index;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use kvorum_jepsen::history::{Changed, F, History, MicroOp, Op, Seen, Told, Value};
 use rand::rngs::SmallRng;
@@ -41,6 +42,8 @@ struct Store {
     log: Option<follow::Log>,
     /// How many transactions each follower was told.
     followed: BTreeMap<String, usize>,
+    /// Rows as they were lately, with timestamps, where there are indexes: those may be behind.
+    lately: VecDeque<(u64, BTreeMap<String, i64>)>,
     clock: u64,
 }
 
@@ -48,6 +51,11 @@ impl Store {
     /// The completion, `None` if the operation is refused without effect.
     fn apply(&mut self, op: &Op) -> Option<Op> {
         self.clock += 1;
+        if let (F::Query | F::Dump, Some(lately)) =
+            (op.f, self.lately.get(self.clock as usize % index::BEHIND))
+        {
+            return Some(index::answer(op, self.clock, lately, &self.registers));
+        }
         let key = op.key.clone().unwrap_or_default();
         let value = match (op.f, &op.value) {
             (F::Read, _) if self.log.is_some() => Value::Balances(self.registers.clone()),
@@ -122,6 +130,10 @@ impl Store {
         if let Some(log) = &mut self.log {
             log.transactions.push((self.clock, changes));
         }
+        if !self.lately.is_empty() {
+            self.lately.pop_front();
+            self.lately.push_back((self.clock, self.registers.clone()));
+        }
         steps.to_vec()
     }
 
@@ -174,14 +186,14 @@ pub fn generate(shape: &Shape) -> Vec<Op> {
     for number in 0..shape.ops {
         let op = world.next_op();
         world.clients_step(Some(op));
-        if shape.workload == "changelog" && number % 50 == 49 {
+        if world.store.log.is_some() && number % 50 == 49 {
             world.followers_step(number * 2 > shape.ops);
         }
     }
     while world.clients.iter().any(|client| !matches!(client, Client::Idle)) {
         world.clients_step(None);
     }
-    if shape.workload == "changelog" {
+    if world.store.log.is_some() {
         world.followers_step(true);
     }
     for op in world.final_reads() {
@@ -227,8 +239,11 @@ impl World {
         if shape.workload == "set" {
             store.lists.insert("s".to_owned(), Vec::new());
         }
-        if shape.workload == "changelog" {
+        if ["changelog", "index"].contains(&shape.workload) {
             store.log = Some(follow::Log::default());
+        }
+        if shape.workload == "index" {
+            store.lately = vec![(0, BTreeMap::new()); index::BEHIND].into();
         }
         World {
             shape,
@@ -252,7 +267,8 @@ impl World {
     /// Tells all followers what is new. One with a scan begins late.
     fn followers_step(&mut self, is_late: bool) {
         for (name, following) in follow::followers() {
-            if is_late || !following.scans {
+            let is_there = self.shape.workload == "changelog" || name == "all";
+            if is_there && (is_late || !following.scans) {
                 let is_first = !self.store.followed.contains_key(name);
                 self.alone(follow::invoke(name, &following, is_first));
             }
@@ -344,6 +360,7 @@ impl World {
             }
             "changelog" if self.rng.random_ratio(1, 10) => Op::invoke(0, F::Read, Value::Nil),
             "changelog" => self.change_op(fresh),
+            "index" => index::op(&mut self.rng, fresh, self.store.clock),
             _ => self.txn_op(reads, fresh),
         }
     }
@@ -417,6 +434,7 @@ impl World {
     fn final_reads(&self) -> Vec<Op> {
         let read = |key: &String| Op::invoke(0, F::Read, Value::Nil).with_key(key);
         match self.shape.workload {
+            "index" => index::closing(),
             "bank" | "changelog" => vec![Op::invoke(0, F::Read, Value::Nil)],
             "append" => {
                 let txn = |key: &String| Op::invoke(0, F::Txn, Value::Txn(vec![MicroOp::read(key)]));

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::store::Store;
 use super::wire;
+use crate::bugs::{self, Bug};
 use crate::changelog::{Cursor, CursorState};
 use crate::client::{ChangeStream, Client, Event, FollowOptions, Followed, Since};
 use crate::index::{
@@ -402,7 +403,11 @@ impl Projector {
             }
         };
         let (writes, checkpoint) = step.writes(&stored)?;
-        match self.store.commit(start, vec![self.checkpoint_key()], writes, deadline).await {
+        let mut reads = vec![self.checkpoint_key()];
+        if bugs::on(Bug::IndexForgetsCheckpoint) {
+            reads.clear();
+        }
+        match self.store.commit(start, reads, writes, deadline).await {
             Ok(committed) => {
                 *place = Place { committed, checkpoint, at: Instant::now() };
                 self.tell(place);
@@ -433,7 +438,10 @@ impl Projector {
             State::Halted { key, commit_ts, reason } => Some(wire::halted(key, *commit_ts, reason)),
             State::Building | State::Ready => None,
         };
-        let (checkpoint_ts, watermark) = (place.committed, place.checkpoint.watermark);
+        let (checkpoint_ts, mut watermark) = (place.committed, place.checkpoint.watermark);
+        if bugs::on(Bug::IndexWatermarkAhead) {
+            watermark = watermark.max(*self.wanted.borrow());
+        }
         self.told.send_replace(Told { checkpoint_ts, watermark, halted, failing: None });
     }
 

@@ -7,7 +7,7 @@ mod changes;
 mod cluster;
 mod commit;
 mod error;
-#[cfg(feature = "server")]
+#[cfg(feature = "index")]
 mod index;
 mod reply;
 mod request;
@@ -22,7 +22,7 @@ pub use error::{
     ERROR_BIN_METADATA, ERROR_METADATA, error_from_proto, error_from_status, error_to_proto, error_to_status,
     kind_from_name, printable, printable_internal, refusal_to_error,
 };
-#[cfg(feature = "server")]
+#[cfg(feature = "index")]
 pub use index::{index_spec_from_proto, index_spec_to_proto};
 pub use reply::{
     add_reply, batch_reply, compare_and_swap_reply, delete_reply, get_many_reply, get_reply,

@@ -63,6 +63,16 @@ fn shown(value: &Value) -> String {
         Value::Txn(steps) => steps.iter().map(step).collect::<Vec<_>>().join("; "),
         Value::Follow(following) if following.scans => "rows, then changes".into(),
         Value::Follow(_) => "changes from the start".into(),
+        Value::Query(query) => {
+            let of = query.group.map_or("all".to_owned(), |group| format!("group {group}"));
+            let at_least = query.at_least.map(|at| format!(" at {at} at least")).unwrap_or_default();
+            of + &at_least
+        }
+        Value::Found(found) => {
+            let each: Vec<String> = found.iter().map(|(name, number)| format!("{name} {number}")).collect();
+            each.join(", ")
+        }
+        Value::Dump(dump) => format!("{} rows, {} stored", dump.rows.len(), dump.stored.len()),
         Value::Told(told) => told.iter().map(event).collect::<Vec<_>>().join("; "),
     }
 }
