@@ -32,7 +32,7 @@ fn nobody() -> String {
     listener.local_addr().expect("an address").to_string()
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 20] = [
     "serve",
     "cluster",
     "status",
@@ -43,6 +43,10 @@ const COMMANDS: [&str; 16] = [
     "cas",
     "add",
     "txn",
+    "watch",
+    "consumer",
+    "index",
+    "query",
     "timestamp",
     "import",
     "export",

@@ -1,6 +1,7 @@
 //! Query indexes of real processes: what they hold against a scan, byte by byte, while transactions go over all shards and
 //! the nodes that keep them up are killed; reading one's own writes; halts, dead letters, versions.
 
+mod command;
 mod equal;
 mod large;
 mod own_writes;
