@@ -160,7 +160,13 @@ async fn health_reflection_and_http_answer(cluster: &Cluster) {
         let mut next = async || replies.message().await.expect("no error").expect("a reply").message_response;
         let Some(MessageResponse::ListServicesResponse(services)) = next().await else { panic!("no list") };
         let names: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
-        for name in ["kvorum.v1.Kv", "kvorum.v1.Cluster", "grpc.health.v1.Health"] {
+        for name in [
+            "kvorum.v1.Kv",
+            "kvorum.v1.Changelog",
+            "kvorum.v1.Index",
+            "kvorum.v1.Cluster",
+            "grpc.health.v1.Health",
+        ] {
             assert!(names.iter().any(|one| one == name), "{name} is not in {names:?}");
         }
         let Some(MessageResponse::FileDescriptorResponse(files)) = next().await else { panic!("no file") };
@@ -172,7 +178,7 @@ async fn health_reflection_and_http_answer(cluster: &Cluster) {
         let (code, body) = raw::http_get(&node.http, "/status").await;
         let status = json(&body);
         assert_eq!((code, status["node"]["id"].as_u64()), (200, Some(at as u64 + 1)), "{body}");
-        assert_eq!(status["replicas"].as_array().map(Vec::len), Some(SHARDS as usize + 1), "{body}");
+        assert_eq!(status["replicas"].as_array().map(Vec::len), Some(SHARDS as usize + 2), "{body}");
         assert_eq!((status["state"].as_str(), status["ready"].as_bool()), (Some("serving"), Some(true)));
         let (code, body) = raw::http_get(&node.http, "/metrics").await;
         assert_eq!(code, 200);
