@@ -183,24 +183,7 @@ async fn one_consumer(
 /// Writes what consumers catch up with, and answers where that begins.
 pub async fn write_backlog(system: &System, clients: usize) -> Result<Place> {
     let place = system.place().await?;
-    let next = Arc::new(AtomicU64::new(0));
-    let mut writing: JoinSet<Result<()>> = JoinSet::new();
-    for client in 0..clients {
-        let (system, next) = (system.clone(), next.clone());
-        writing.spawn(async move {
-            let mut random = SmallRng::seed_from_u64(client as u64);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= BACKLOG {
-                    return Ok(());
-                }
-                system.put(client, load::key(number % KEYS), value(number, &mut random)).await?;
-            }
-        });
-    }
-    while let Some(written) = writing.join_next().await {
-        written??;
-    }
+    load::write_in_turn(system, clients, BACKLOG, value).await?;
     Ok(place)
 }
 

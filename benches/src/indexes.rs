@@ -200,7 +200,7 @@ async fn catch_up(system: &System, load: &Load) -> Result<Measured> {
     let client = client(system)?;
     let spec = IndexSpec::new("bench_late", "value").prefix("bench/").on("$.team").on("$.number");
     // What the other loads have left is no JSON, and would halt it too early.
-    write_rows(system, load.clients, KEYS).await?;
+    load::write_in_turn(system, load.clients, KEYS, row).await?;
     make(client, std::slice::from_ref(&spec)).await?;
     client.put(BAD_KEY, "no JSON").await?;
     until("the index has halted", async || {
@@ -210,7 +210,7 @@ async fn catch_up(system: &System, load: &Load) -> Result<Measured> {
         Ok(status.filter(halted).map(|_| ()))
     })
     .await?;
-    write_rows(system, load.clients, BACKLOG).await?;
+    load::write_in_turn(system, load.clients, BACKLOG, row).await?;
     let end = client.timestamp().await?;
     let began = Instant::now();
     client.resume_index(&spec.name, true).await?;
@@ -223,27 +223,4 @@ async fn catch_up(system: &System, load: &Load) -> Result<Measured> {
     drop_all(client, std::slice::from_ref(&spec)).await?;
     client.delete(BAD_KEY).await?;
     Ok(measured)
-}
-
-/// Clients write so many rows, over all keys in turn.
-async fn write_rows(system: &System, clients: usize, rows: u64) -> Result<()> {
-    let next = Arc::new(AtomicU64::new(0));
-    let mut writing: JoinSet<Result<()>> = JoinSet::new();
-    for client in 0..clients {
-        let (system, next) = (system.clone(), next.clone());
-        writing.spawn(async move {
-            let mut random = SmallRng::seed_from_u64(client as u64);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= rows {
-                    return Ok(());
-                }
-                system.put(client, load::key(number % KEYS), row(number, &mut random)).await?;
-            }
-        });
-    }
-    while let Some(written) = writing.join_next().await {
-        written??;
-    }
-    Ok(())
 }

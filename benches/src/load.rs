@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -178,6 +180,34 @@ pub async fn write_all_keys(system: &System) -> Result<()> {
     }
     while let Some(joined) = clients.join_next().await {
         joined??;
+    }
+    Ok(())
+}
+
+/// Clients write so many values, over all keys in turn. `value` makes the one of a number.
+pub async fn write_in_turn(
+    system: &System,
+    clients: usize,
+    count: u64,
+    value: fn(u64, &mut SmallRng) -> Bytes,
+) -> Result<()> {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut writing: JoinSet<Result<()>> = JoinSet::new();
+    for client in 0..clients {
+        let (system, next) = (system.clone(), next.clone());
+        writing.spawn(async move {
+            let mut random = SmallRng::seed_from_u64(client as u64);
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return Ok(());
+                }
+                system.put(client, key(number % KEYS), value(number, &mut random)).await?;
+            }
+        });
+    }
+    while let Some(written) = writing.join_next().await {
+        written??;
     }
     Ok(())
 }

@@ -451,7 +451,7 @@ impl Dispatcher {
 }
 
 /// Where a scan goes on once the part of its range in this shard is done; `None` where all is done.
-fn rest(here: &KeyRange, whole: &KeyRange, direction: Direction) -> Option<Bytes> {
+pub fn rest(here: &KeyRange, whole: &KeyRange, direction: Direction) -> Option<Bytes> {
     match direction {
         Direction::Forward if here.end != whole.end => here.end.clone(),
         Direction::Reverse if here.start != whole.start => Some(here.start.clone()),

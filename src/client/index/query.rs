@@ -87,13 +87,14 @@ impl Client {
         self.query_as(name, v1::IndexQuery::default(), Timestamp::ZERO)
     }
 
-    /// A query that came as a message.
+    /// A query that came as a message. What that says of a watermark is not believed: it is asked for.
     pub(crate) fn query_as(
         &self,
         name: impl Into<String>,
         asked: v1::IndexQuery,
         at_least: Timestamp,
     ) -> IndexQuery {
+        let asked = v1::IndexQuery { watermark: 0, ..asked };
         IndexQuery { client: self.clone(), name: name.into(), asked, at_least }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::codec::keyspace;
 use crate::index::Definition;
-use crate::node::dispatch::Replicas;
+use crate::node::dispatch::{Replicas, rest};
 use crate::node::reads::{Reads, WordBook};
 use crate::node::replica::Replica;
 use crate::node::timestamps::Timestamps;
@@ -182,13 +182,7 @@ impl Store {
             max_bytes: limits::MAX_PAGE_BYTES,
         };
         let mut page = self.reads(&replica, deadline).page(request, at).await?.value;
-        if page.next.is_none() {
-            page.next = match direction {
-                Direction::Forward if here.end != range.end => here.end,
-                Direction::Reverse if here.start != range.start => Some(here.start),
-                _ => None,
-            };
-        }
+        page.next = page.next.or_else(|| rest(&here, &range, direction));
         Ok(page)
     }
 
