@@ -35,6 +35,8 @@ pub mod node;
 pub mod oracle;
 #[cfg(feature = "server")]
 pub mod raft;
+#[cfg(feature = "client")]
+pub mod saga;
 #[cfg(feature = "server")]
 pub mod shard;
 #[cfg(feature = "server")]

@@ -11,7 +11,7 @@ use syn::visit::{self, Visit};
 const MAX_LINES: usize = 600;
 
 /// Modules that are pure functions of their input.
-const MACHINES: [&str; 6] = ["changelog", "mvcc", "index", "shard", "oracle", "txn"];
+const MACHINES: [&str; 7] = ["changelog", "mvcc", "index", "saga", "shard", "oracle", "txn"];
 
 /// What a machine must not name: crates, and paths of the standard library. `std::time::Duration` is a number.
 const IMPURE_CRATES: [&str; 6] = ["tokio", "tokio_util", "tokio_stream", "rand", "metrics", "tonic"];

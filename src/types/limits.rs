@@ -80,3 +80,21 @@ pub const MAX_QUERY_CONDITIONS: usize = 32;
 pub const MAX_QUERY_RANGES: usize = 64;
 /// The results in a page of a query that says nothing about it. The most is [`MAX_PAGE_ROWS`].
 pub const DEFAULT_QUERY_LIMIT: usize = 100;
+/// The most steps of a saga.
+pub const MAX_SAGA_STEPS: usize = 256;
+/// The largest definition of a saga, in bytes of JSON.
+pub const MAX_SAGA_DEFINITION_BYTES: usize = 256 * 1024;
+/// The longest wait that a saga's definition may name: ten years, in milliseconds.
+pub const MAX_SAGA_WAIT_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1_000;
+/// The longest id of a saga, in bytes.
+pub const MAX_SAGA_ID_BYTES: usize = 200;
+/// The largest input of a saga, output of a step, or payload of a signal, in bytes; and all of its waiting signals together.
+pub const MAX_SAGA_PAYLOAD_BYTES: usize = 256 * 1024;
+/// The most that a saga's input and outputs may come to, in bytes.
+pub const MAX_SAGA_BYTES: usize = 2 * 1024 * 1024;
+/// The most signals that wait in a saga.
+pub const MAX_SAGA_SIGNALS: usize = 1_000;
+/// The most attributes that a saga is found by.
+pub const MAX_SAGA_ATTRIBUTES: usize = 16;
+/// The longest value of an attribute of a saga, in bytes.
+pub const MAX_SAGA_ATTRIBUTE_BYTES: usize = 256;
