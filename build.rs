@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "kvorum/v1/kv.proto",
         "kvorum/v1/changelog.proto",
         "kvorum/v1/index.proto",
+        "kvorum/v1/saga.proto",
         "kvorum/v1/cluster.proto",
         "kvorum/internal/v1/node.proto",
     ];
@@ -23,6 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.boxed(".kvorum.v1.Error.conflict");
     config.boxed(".kvorum.v1.Error.moved");
     config.boxed(".kvorum.v1.SessionReply.reply.changes_page");
+    config.boxed(".kvorum.v1.SessionReply.reply.saga");
+    config.boxed(".kvorum.v1.SessionRequest.request.saga");
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -40,6 +40,8 @@ pub mod saga;
 #[cfg(feature = "server")]
 pub mod shard;
 #[cfg(feature = "server")]
+pub mod testing;
+#[cfg(feature = "server")]
 pub mod txn;
 
 #[cfg(feature = "client")]

@@ -14,7 +14,7 @@ from grpc_tools import protoc
 # The stubs are generated into a directory that is gone when the program ends.
 PROTO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "proto")
 stubs = tempfile.TemporaryDirectory()
-FILES = ["kvorum/v1/kv.proto", "kvorum/v1/index_types.proto"]
+FILES = ["kvorum/v1/kv.proto", "kvorum/v1/index_types.proto", "kvorum/v1/saga_types.proto"]
 if protoc.main(["", f"-I{PROTO}", f"--python_out={stubs.name}", f"--grpc_python_out={stubs.name}", *FILES]):
     sys.exit("the stubs could not be generated")
 sys.path.insert(0, stubs.name)

@@ -25,6 +25,7 @@ mod put;
 mod query;
 mod reads;
 mod records;
+mod saga;
 mod scan;
 mod serve;
 mod status;
@@ -59,6 +60,7 @@ Examples:
   kvorum watch --prefix user/ --since scan           what is there, then every change
   kvorum index create by_team --prefix user/ --kind value --on '$.team'
   kvorum query by_team --where 'team = \"blue\"'
+  kvorum saga start trip trip-17 --input '{\"to\":\"Rome\"}' --wait
   kvorum --endpoints 10.0.0.1:7400,10.0.0.2:7400 status
 
 Exit codes:
@@ -103,6 +105,8 @@ enum Command {
     Index(index::Args),
     /// Ask an index: rows by their fields, groups and their counts.
     Query(query::Args),
+    /// Sagas: define, start and steer them, see where they are.
+    Saga(saga::Args),
     /// Run a small script as one transaction, over any keys and shards.
     Txn(txn::Args),
     /// Print a fresh timestamp, to read several things as of one instant.
@@ -181,6 +185,7 @@ async fn run(command: Command, context: &Context) -> Result<Done, Failure> {
         Command::Consumer(args) => consumer::run(context, args).await,
         Command::Index(args) => index::run(context, args).await,
         Command::Query(args) => query::run(context, args).await,
+        Command::Saga(args) => saga::run(context, args).await,
         Command::Txn(args) => txn::run(context, args).await,
         Command::Timestamp(args) => timestamp::run(context, args).await,
         Command::Import(args) => import::run(context, args).await,

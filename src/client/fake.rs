@@ -201,7 +201,7 @@ impl World {
                 Reply::GetMany(convert::get_many_reply(records, at, vec![served(node, at)]))
             }
             Call::ScanPage(scan) => self.page(node, scan)?,
-            Call::Commit { id_unique, start_ts, part } => {
+            Call::Commit { id_unique, start_ts, part, .. } => {
                 self.led(node, part.writes[0].key())?;
                 self.commit(RequestId { seen: start_ts, unique: id_unique }, &part)?
             }
@@ -214,6 +214,9 @@ impl World {
             }
             Call::IndexCatalogue(_) | Call::IndexVersion { .. } => {
                 return Err(Error::invalid("this cluster keeps no indexes"));
+            }
+            Call::SagaCatalogue(_) | Call::Saga { .. } => {
+                return Err(Error::invalid("this cluster keeps no sagas"));
             }
             Call::Empty => Reply::Empty(v1::EmptyReply {}),
         })

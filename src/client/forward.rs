@@ -68,6 +68,8 @@ fn routing_key(request: &Request) -> Option<Bytes> {
         | Request::Consumer(_)
         | Request::IndexCatalogue(_)
         | Request::IndexVersion(_)
+        | Request::SagaCatalogue(_)
+        | Request::Saga(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => None,
     }
@@ -104,6 +106,8 @@ fn set_header(request: &mut Request, header: v1::Header) {
         | Request::Consumer(_)
         | Request::IndexCatalogue(_)
         | Request::IndexVersion(_)
+        | Request::SagaCatalogue(_)
+        | Request::Saga(_)
         | Request::Timestamp(_)
         | Request::Empty(_) => {}
     }

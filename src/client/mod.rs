@@ -43,6 +43,7 @@ mod replicas;
 mod request;
 mod retry;
 mod router;
+mod saga;
 mod scan;
 mod seen;
 mod session;
@@ -74,6 +75,10 @@ pub use link::{Dialer, Link, LinkError};
 pub use project::{Project, Projection, ProjectionStatus, RunningProjection, clear_prefix};
 pub use reads::{Got, Values};
 pub use replicas::HedgeAfter;
+pub use saga::{
+    SagaDefinition, SagaFilter, SagaList, SagaQueue, SagaRecord, SagaStart, SagaStarted, SagaTask, SagaTasks,
+    SagaView, SagaWorker, Task, WorkerStats,
+};
 pub use scan::{Row, Scan, ScanOptions};
 pub use session::GrpcDialer;
 pub use snapshot::Snapshot;

@@ -11,9 +11,11 @@ use super::replicas::{Called, Chosen, attempt_until};
 use super::retry::{Attempts, Decision, Failure};
 use super::router::{Place, Target};
 use super::{Client, LinkError, Policy, Shared};
+use crate::codec::keyspace;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::{convert, v1};
+use crate::saga::Token;
 use crate::types::{Error, ErrorKind, NodeId, RequestId, Result, Timestamp};
 
 /// The pause before the map is looked at again, where it did not say whom to ask.
@@ -113,13 +115,20 @@ impl Shared {
         id: RequestId,
         until: Instant,
     ) -> Result<Timestamp> {
-        let Some(primary) = commit.writes.iter().filter_map(written_key).min().cloned() else {
-            return Err(Error::invalid("the transaction has no writes: it needs no commit"));
+        let primary = commit.writes.iter().filter_map(written_key).min().cloned();
+        // What is written of sagas comes behind all users' keys.
+        let of_sagas = saga_place(&commit);
+        let place = match (&primary, &of_sagas) {
+            (Some(primary), _) => Place::Key(primary),
+            (None, Some(rows)) => Place::Internal(rows),
+            (None, None) => {
+                return Err(Error::invalid("the transaction has no writes: it needs no commit"));
+            }
         };
         let build = |header, _: &Target| {
             Ok(Request::Commit(v1::CommitRequest { header: Some(header), ..commit.clone() }))
         };
-        let asked = Asked { place: Place::Key(&primary), build: &build, fresh: true, read: None };
+        let asked = Asked { place, build: &build, fresh: true, read: None };
         match self.execute_from(Attempts::of_commit(), asked, Some(id), until).await? {
             Reply::Commit(reply) => Ok(Timestamp(reply.commit_ts)),
             other => Err(mismatched(&other)),
@@ -303,6 +312,14 @@ impl Shared {
     }
 }
 
+/// How the smallest rows begin that a commit writes of sagas.
+fn saga_place(commit: &v1::CommitRequest) -> Option<Bytes> {
+    let step = commit.saga_step.as_ref().and_then(|step| Token::from_text(&step.token).ok());
+    let started = commit.saga_starts.iter().map(|start| keyspace::saga_partition(&start.id));
+    let partitions = started.chain(step.map(|(id, _)| keyspace::saga_partition(&id)));
+    partitions.min().map(|partition| keyspace::saga_rows(partition, 0).freeze())
+}
+
 fn written_key(write: &v1::Write) -> Option<&Bytes> {
     use v1::write::Write;
     write.write.as_ref().map(|write| match write {
@@ -329,6 +346,8 @@ pub(super) fn mismatched(reply: &Reply) -> Error {
         Reply::Consumer(_) => "a consumer's",
         Reply::IndexCatalogue(_) => "an index catalogue's",
         Reply::IndexVersion(_) => "an index version's",
+        Reply::SagaCatalogue(_) => "a saga catalogue's",
+        Reply::Saga(_) => "a saga's",
         Reply::Timestamp(_) => "a timestamp's",
         Reply::Empty(_) => "an empty call's",
     };

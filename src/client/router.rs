@@ -187,6 +187,13 @@ impl Router {
         pieces.iter().map(convert::user_part).collect()
     }
 
+    /// Where the parts of a range begin that are in different shards, as far as the map knows them. The range has its
+    /// keyspace byte.
+    pub(super) fn starts_in(&self, range: &KeyRange) -> Vec<Bytes> {
+        let inside = self.routes.iter().filter_map(|route| route.shard.range.intersect(range));
+        inside.map(|part| part.start).collect()
+    }
+
     fn route(&self, shard: ShardId) -> Option<&Route> {
         self.routes.iter().find(|route| route.shard.id == shard)
     }

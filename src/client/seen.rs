@@ -75,7 +75,9 @@ impl Seen {
             | Reply::Empty(_)
             | Reply::Consumer(_)
             | Reply::IndexCatalogue(_)
-            | Reply::IndexVersion(_) => return,
+            | Reply::IndexVersion(_)
+            | Reply::SagaCatalogue(_)
+            | Reply::Saga(_) => return,
         };
         if fresh { self.note_fresh(ts) } else { self.note(ts) }
     }

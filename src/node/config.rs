@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub changelog: ChangelogRetention,
     /// Heartbeats, elections, log retention.
     pub timing: Timing,
+    /// Whether sagas' clock is put forward over what they wait for, once nothing else is to be done: for tests of sagas.
+    pub skips_saga_waits: bool,
 }
 
 impl NodeConfig {
@@ -60,6 +62,7 @@ impl NodeConfig {
             block_cache_bytes: 128 * 1024 * 1024,
             changelog: ChangelogRetention::default(),
             timing: Timing::default(),
+            skips_saga_waits: false,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::forming::{self, Part, Plan};
 use super::identity::{self, Identity, Membership};
 use super::link::NodeDialer;
 use super::member::Member;
-use super::{NodeConfig, cluster_map, index, peer_client};
+use super::{NodeConfig, cluster_map, index, peer_client, saga};
 use crate::client::Client;
 use crate::codec::keyspace;
 use crate::engine::{Batch, Durability, Family, SharedEngine};
@@ -83,6 +83,7 @@ impl Core {
     /// `Corrupt` where what is stored can't be read.
     pub async fn start(self: &Arc<Self>) -> Result<()> {
         tokio::spawn(index::run(Arc::downgrade(self), self.stopping.clone()));
+        tokio::spawn(saga::run(Arc::downgrade(self), self.stopping.clone()));
         let membership = self.identity.lock().membership;
         match membership {
             Some(membership) => self.run(membership, Vec::new()).await,

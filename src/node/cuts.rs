@@ -1,4 +1,4 @@
-//! Where the users' keyspace is cut into shards when a cluster is formed. Pure.
+//! Where the keyspaces are cut into shards when a cluster is formed. Pure.
 
 use bytes::Bytes;
 
@@ -80,8 +80,8 @@ fn even_keys(shards: usize, mut sample: Vec<Bytes>) -> Result<Vec<Bytes>> {
 }
 
 /// The shards of a new cluster: the system shard, then the users' keyspace cut before `split_keys`, then one for the
-/// rows of query indexes, which reaches to the end of all keys. Replicas go round the nodes, and so do the first
-/// replicas, which stand for election first.
+/// rows of query indexes, then those for sagas: one for each node, but not more than users' keys have. The last reaches
+/// to the end of all keys. Replicas go round the nodes, and so do the first replicas, which stand for election first.
 pub fn descriptors(split_keys: &[Bytes], nodes: &[NodeId], replicas: usize) -> Vec<ShardDescriptor> {
     let place = |nth: usize| -> Vec<NodeId> {
         (0..replicas.min(nodes.len())).map(|offset| nodes[(nth + offset) % nodes.len()]).collect()
@@ -89,6 +89,7 @@ pub fn descriptors(split_keys: &[Bytes], nodes: &[NodeId], replicas: usize) -> V
     let mut starts = vec![Bytes::from_static(&[keyspace::USER])];
     starts.extend(split_keys.iter().map(|key| keyspace::user_key(key)));
     starts.push(keyspace::index_range().start);
+    starts.extend(keyspace::saga_starts(nodes.len().min(split_keys.len() + 1)));
     let mut shards = vec![ShardDescriptor {
         id: ShardId::SYSTEM,
         range: keyspace::system_range(),
@@ -119,11 +120,13 @@ mod tests {
         let nodes = [NodeId(1), NodeId(2), NodeId(3)];
         let cut = split_keys(Cut::Evenly { shards: 8, sample: vec![] }).expect("cut");
         let shards = descriptors(&cut, &nodes, 3);
-        assert_eq!(shards.len(), 10);
+        assert_eq!(shards.len(), 13);
         assert!(shards[0].range.start.is_empty());
         assert!(shards.windows(2).all(|pair| pair[0].range.end.as_ref() == Some(&pair[1].range.start)));
         assert_eq!(shards[8].range.end, Some(keyspace::index_range().start));
-        assert_eq!(shards[9].range.end, None);
+        assert_eq!(shards[9].range.end, Some(keyspace::saga_range().start));
+        assert_eq!(shards[12].range.end, None);
+        assert_eq!(descriptors(&[], &nodes, 3).len(), 4, "sagas have no more shards than users' keys");
         for first in nodes {
             assert!(shards.iter().filter(|shard| shard.replicas[0] == first).count() >= 2);
         }

@@ -14,10 +14,12 @@ use super::index;
 use super::pulse::Pulse;
 use super::reads::{Answered, Reads, WordBook};
 use super::replica::{Replica, read_timestamp};
+use super::rows::Rows;
+use super::saga;
 use super::system_records::SystemRecords;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
-use crate::rpc::convert::{self, Call, ChangesAsk, Scan, WriteKind};
+use crate::rpc::convert::{self, Call, ChangesAsk, SagaPart, Scan, WriteKind};
 use crate::rpc::v1;
 use crate::rpc::v1::session_reply::Reply;
 use crate::rpc::v1::session_request::Request;
@@ -111,12 +113,14 @@ pub struct Dispatcher {
     pulse: Arc<Pulse>,
     indexes: index::Store,
     projectors: Arc<index::Projectors>,
+    sagas: Arc<saga::Engines>,
     reading: AtomicU32,
     waiting: AtomicU32,
 }
 
 impl Dispatcher {
-    /// A dispatcher over the replicas of a node.
+    /// A dispatcher over the replicas of a node. With `skips_waits` sagas' clock is put forward over what they wait for.
+    #[expect(clippy::too_many_arguments)]
     pub fn new(
         cluster: ClusterId,
         node: NodeId,
@@ -125,9 +129,12 @@ impl Dispatcher {
         router: Router,
         words: Arc<WordBook>,
         pulse: Arc<Pulse>,
+        skips_waits: bool,
     ) -> Self {
         let (reading, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
-        let indexes = index::Store::new(replicas.clone(), timestamps.clone(), router.clone(), words.clone());
+        let rows = Rows::new(replicas.clone(), timestamps.clone(), router.clone(), words.clone());
+        let sagas = Arc::new(saga::Engines::new(rows.clone(), skips_waits));
+        let indexes = index::Store::new(rows);
         Self {
             cluster,
             node,
@@ -138,6 +145,7 @@ impl Dispatcher {
             pulse,
             indexes,
             projectors: Arc::default(),
+            sagas,
             reading,
             waiting,
         }
@@ -151,6 +159,11 @@ impl Dispatcher {
     /// What keeps indexes up on this node.
     pub fn projectors(&self) -> &Arc<index::Projectors> {
         &self.projectors
+    }
+
+    /// What looks after sagas on this node.
+    pub fn sagas(&self) -> &Arc<saga::Engines> {
+        &self.sagas
     }
 
     /// Serves one request. Every failure is a reply too.
@@ -171,13 +184,22 @@ impl Dispatcher {
             Call::Get { key, at } => self.get(key, at, deadline).await,
             Call::GetMany { keys, at } => self.get_many(keys, at, deadline).await,
             Call::ScanPage(scan) => self.scan_page(scan, deadline).await,
-            Call::Commit { id_unique, start_ts, part } => {
+            Call::Commit { id_unique, start_ts, mut part, sagas } => {
+                if !sagas.is_empty() {
+                    self.add_sagas(sagas, start_ts, &mut part, deadline).await?;
+                }
                 self.commit(RequestId { seen: start_ts, unique: id_unique }, part, deadline).await
             }
             Call::ChangesPage(ask) => self.changes_page(ask, deadline).await,
             Call::Consumer(what) => self.consumer(what, deadline).await,
             Call::IndexCatalogue(what) => self.index_catalogue(what, deadline).await,
             Call::IndexVersion { version, what } => self.index_version(version, what, deadline).await,
+            Call::SagaCatalogue(what) => self.saga_catalogue(what, deadline).await,
+            Call::Saga { place, what } => {
+                // Some wait long for something to happen, and take nothing meanwhile.
+                let _waiting = self.begin_wait()?;
+                Ok(Reply::Saga(Box::new(saga::serve(&self.sagas, place, what, deadline).await?)))
+            }
             Call::Timestamp => {
                 let ts = self.timestamps.take(1).await?;
                 Ok(Reply::Timestamp(v1::TimestampReply { ts: ts.0 }))
@@ -220,6 +242,21 @@ impl Dispatcher {
         read_timestamp(&self.timestamps, id.seen).await?;
         let commit_ts = txn::commit(&self.router, commit, deadline).await?;
         Ok(Reply::Commit(v1::CommitReply { commit_ts: commit_ts.0 }))
+    }
+
+    /// Adds to a transaction what it does to sagas.
+    async fn add_sagas(
+        &self,
+        sagas: SagaPart,
+        start_ts: Timestamp,
+        part: &mut TxnPart,
+        deadline: Instant,
+    ) -> Result<()> {
+        // Not in the future: what is there then can't be read.
+        read_timestamp(&self.timestamps, start_ts).await?;
+        let client = self.sagas.client()?.with_deadline_at(deadline.into_std());
+        let (definitions, clock) = (self.sagas.definitions(), self.sagas.clock());
+        saga::add_to_commit(&client, definitions, clock, sagas, start_ts, part).await
     }
 
     async fn get(&self, key: Bytes, at: ReadAt, deadline: Instant) -> Result<Reply> {
@@ -380,6 +417,17 @@ impl Dispatcher {
             }
         };
         Ok(Reply::IndexVersion(v1::IndexVersionReply { what: Some(what) }))
+    }
+
+    /// A request about the definitions of sagas, for the leader of the system shard.
+    async fn saga_catalogue(
+        &self,
+        what: v1::saga_catalogue_request::What,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let system = self.system()?;
+        let catalogue = saga::Catalogue(self.records(&system, deadline));
+        catalogue.serve(what).await.map(Reply::SagaCatalogue)
     }
 
     fn system(&self) -> Result<Arc<Replica>> {

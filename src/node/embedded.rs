@@ -42,7 +42,15 @@ impl Embedded {
     /// `Corrupt` where the data directory is damaged or of an unknown format, `Unavailable` where another
     /// process has it open or it does not serve in time.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let config = NodeConfig::new(path.as_ref());
+        Self::open_with(NodeConfig::new(path.as_ref())).await
+    }
+
+    /// Opens a store with other settings than the defaults. What they say of the network does not matter.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub(crate) async fn open_with(config: NodeConfig) -> Result<Self> {
         let core = server::open(config, ADDR.to_string(), FileBudget::present()).await?;
         core.start().await?;
         wait_until_serving(&core).await?;

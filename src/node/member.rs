@@ -18,7 +18,7 @@ use super::replica::{Replica, Resolve, Shared};
 use super::sequencer::Admission;
 use super::timestamps::Timestamps;
 use super::txn::{self, Router};
-use super::{NodeConfig, cluster_map, gc, handover, index, registrar};
+use super::{NodeConfig, cluster_map, gc, handover, index, registrar, saga};
 use crate::engine::SharedEngine;
 use crate::mvcc::Floors;
 use crate::raft::{Group, Host, HostConfig};
@@ -91,6 +91,7 @@ impl Member {
                 router,
                 words.clone(),
                 pulse.clone(),
+                config.skips_saga_waits,
             );
             Self {
                 cluster,
@@ -275,6 +276,11 @@ impl Member {
     /// What keeps indexes up on this node.
     pub fn projectors(&self) -> &Arc<index::Projectors> {
         self.dispatcher.projectors()
+    }
+
+    /// What looks after sagas on this node.
+    pub fn sagas(&self) -> &Arc<saga::Engines> {
+        self.dispatcher.sagas()
     }
 
     /// What is known of closed timestamps.

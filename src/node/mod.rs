@@ -29,6 +29,8 @@ mod pulse;
 mod reads;
 mod registrar;
 mod replica;
+mod rows;
+mod saga;
 mod sequencer;
 mod server;
 mod services;

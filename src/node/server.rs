@@ -14,7 +14,9 @@ use super::connections::{self, FileBudget};
 use super::consumer_lag;
 use super::core::Core;
 use super::identity;
-use super::services::{ChangelogService, ClusterService, IndexService, KvService, PeerService, status_of};
+use super::services::{
+    ChangelogService, ClusterService, IndexService, KvService, PeerService, SagaService, status_of,
+};
 use crate::client::Client;
 use crate::engine::{RocksEngine, RocksOptions, SharedEngine};
 use crate::rpc::internal::v1::node_server::NodeServer;
@@ -22,6 +24,7 @@ use crate::rpc::v1::changelog_server::{self, ChangelogServer};
 use crate::rpc::v1::cluster_server::ClusterServer;
 use crate::rpc::v1::index_server::{self, IndexServer};
 use crate::rpc::v1::kv_server::{self, KvServer};
+use crate::rpc::v1::saga_server::{self, SagaServer};
 use crate::rpc::{DESCRIPTORS, v1};
 use crate::types::{Error, NodeId, NodeRecord, Result, limits};
 
@@ -177,6 +180,9 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
     let index = IndexServer::new(IndexService(core.clone()))
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
+    let saga = SagaServer::new(SagaService(core.clone()))
+        .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
     let cluster =
         ClusterServer::new(ClusterService(core.clone())).max_decoding_message_size(limits::MAX_MESSAGE_BYTES);
     let peer = NodeServer::new(PeerService(core.clone()))
@@ -195,6 +201,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener, most_connections: usize) 
         .add_service(kv)
         .add_service(changelog)
         .add_service(index)
+        .add_service(saga)
         .add_service(cluster)
         .add_service(peer)
         .serve_with_incoming_shutdown(incoming, async move { stopping.cancelled().await })
@@ -216,6 +223,7 @@ async fn report_health(core: Arc<Core>, health: tonic_health::server::HealthRepo
         health.set_service_status(kv_server::SERVICE_NAME, status).await;
         health.set_service_status(changelog_server::SERVICE_NAME, status).await;
         health.set_service_status(index_server::SERVICE_NAME, status).await;
+        health.set_service_status(saga_server::SERVICE_NAME, status).await;
     }
     health.set_service_status("", ServingStatus::NotServing).await;
 }

@@ -5,12 +5,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::impls::{EmptyNode, EntryPayload};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
-use parking_lot::RwLock;
-use tokio::sync::watch;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::entry::{Entry, LeaderId, LogId, counted_bytes};
@@ -20,7 +21,7 @@ use super::records::{self, AppliedRecord, SnapshotMeta, StoredMembership};
 use super::snapshot::{self, SnapshotData, SnapshotSource};
 use super::{Applied, TypeConfig};
 use crate::codec;
-use crate::engine::{Batch, Durability, Family, Overlay, SharedEngine, View};
+use crate::engine::{Batch, BatchEntry, Durability, Family, Overlay, SharedEngine, View};
 use crate::shard::{self, State};
 use crate::types::{Epoch, Error, NodeId, Outcome, Result, ShardId, Timestamp};
 
@@ -41,6 +42,13 @@ pub struct Progress {
     pub closed: Timestamp,
 }
 
+/// Whoever wants to know of values as they are written.
+struct Listener {
+    wants: fn(&[u8]) -> bool,
+    /// Without a bound: applying waits for nobody. Whoever listens takes at once what there is.
+    keys: mpsc::UnboundedSender<Bytes>,
+}
+
 /// What others see of a replica: its state, its rows, and how far it is. Outlives the group's Raft.
 pub struct Replica {
     group: ShardId,
@@ -50,6 +58,7 @@ pub struct Replica {
     /// Counts the beginnings and the ends of installing snapshots: odd while rows are being replaced.
     installs: AtomicU64,
     has_snapshot: AtomicBool,
+    listeners: Mutex<Vec<Listener>>,
 }
 
 impl Replica {
@@ -65,6 +74,7 @@ impl Replica {
             progress,
             installs: AtomicU64::new(0),
             has_snapshot: AtomicBool::new(snapshot.is_some()),
+            listeners: Mutex::default(),
         }))
     }
 
@@ -111,6 +121,28 @@ impl Replica {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as `self`, so that the wait can't fail.
         let _ = progress.wait_for(|progress| progress.index >= index).await;
+    }
+
+    /// The keys whose values are written from now on, once they can be read, of those that `wants` says. What a snapshot
+    /// brings is not told.
+    pub fn listen(&self, wants: fn(&[u8]) -> bool) -> mpsc::UnboundedReceiver<Bytes> {
+        let (keys, heard) = mpsc::unbounded_channel();
+        self.listeners.lock().push(Listener { wants, keys });
+        heard
+    }
+
+    /// The keys in a batch that each listener wants to know of; nothing where nobody listens.
+    fn heard_of(&self, batch: &Batch) -> Vec<(mpsc::UnboundedSender<Bytes>, Vec<Bytes>)> {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| !listener.keys.is_closed());
+        let written = |listener: &Listener| {
+            let keys = batch.entries().iter().filter_map(|entry| match entry {
+                BatchEntry::Put(Family::Current, key, _) if (listener.wants)(key) => Some(key.clone()),
+                _ => None,
+            });
+            (listener.keys.clone(), keys.collect())
+        };
+        listeners.iter().map(written).collect()
     }
 
     fn publish(&self, applied: AppliedRecord) {
@@ -194,10 +226,17 @@ impl ReplicaMachine {
         applied.state = Arc::new(state);
         let mut batch = overlay.into_batch();
         applied.put(&mut batch);
+        let heard = self.replica.heard_of(&batch);
         drop(view);
         // Not synced: the log is, and both share one log on disk, so that a crash leaves a prefix of both.
         self.replica.engine.write(batch, Durability::Buffered)?;
         self.replica.publish(applied);
+        for (listener, keys) in heard {
+            for key in keys {
+                // Whoever listened may have gone meanwhile.
+                let _ = listener.send(key);
+            }
+        }
         for (responder, outcomes) in answers {
             responder.send(outcomes);
         }

@@ -311,7 +311,15 @@ fn step_bytes(step: &v1::Step) -> Result<usize> {
 /// in a list, every key, value and range proper. What it says of its request id is [`commit_id`]'s.
 pub fn commit(commit: &v1::CommitRequest) -> Result<()> {
     start_timestamp(commit.start_ts)?;
-    txn_counts(commit.read_keys.len(), commit.read_ranges.len(), commit.writes.len())?;
+    // What it does to sagas writes something too.
+    let sagas = commit.saga_starts.len() + usize::from(commit.saga_step.is_some());
+    if sagas > limits::MAX_TXN_SAGAS {
+        return Err(Error::invalid(format!(
+            "the transaction starts {sagas} sagas, over the limit of {}: start some with another one",
+            limits::MAX_TXN_SAGAS
+        )));
+    }
+    txn_counts(commit.read_keys.len(), commit.read_ranges.len(), commit.writes.len() + sagas)?;
     let mut bytes = 0;
     let mut seen = HashSet::with_capacity(commit.read_keys.len());
     for read in &commit.read_keys {
@@ -328,6 +336,8 @@ pub fn commit(commit: &v1::CommitRequest) -> Result<()> {
     for range in &commit.read_ranges {
         bytes += read_range(range)?;
     }
+    bytes += commit.saga_starts.iter().map(|start| start.id.len() + start.input.len()).sum::<usize>();
+    bytes += commit.saga_step.as_ref().map_or(0, |step| step.output.len());
     txn_bytes(bytes)
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, TaskKind};
+use crate::types::{Error, Result};
 
 /// A task of a saga.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -21,6 +22,36 @@ pub struct Token {
     pub task: TaskRef,
     /// Which hand-out of it.
     pub fence: u64,
+}
+
+impl Token {
+    /// It as a text, together with its saga's id: what a worker is given.
+    pub fn to_text(&self, saga_id: &str) -> String {
+        format!("{}.{}.{}.{saga_id}", self.fence, self.task.step, self.task.kind.name())
+    }
+
+    /// The saga's id and the token in a text.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where it is none.
+    pub fn from_text(text: &str) -> Result<(String, Self)> {
+        let parse = || {
+            let mut parts = text.splitn(4, '.');
+            let fence = parts.next()?.parse().ok()?;
+            let step = parts.next()?.parse::<u32>().ok()? as usize;
+            let kind = parts.next()?;
+            let kind = TaskKind::ALL.into_iter().find(|one| one.name() == kind)?;
+            let id = parts.next().filter(|id| !id.is_empty())?;
+            Some((id.to_owned(), Self { task: TaskRef { step, kind }, fence }))
+        };
+        parse().ok_or_else(|| {
+            Error::invalid(format!(
+                "{:?} is no token of a task: send the one that came with it",
+                text.chars().take(80).collect::<String>()
+            ))
+        })
+    }
 }
 
 /// Why an attempt was not successful.

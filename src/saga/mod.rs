@@ -13,6 +13,8 @@ mod definition;
 mod document;
 mod event;
 mod flow;
+#[cfg(feature = "index")]
+mod rows;
 mod state;
 mod task;
 
@@ -26,5 +28,7 @@ pub use document::{
     Step, Timeouts,
 };
 pub use event::{Change, Event, Failure, Record, RecordKind, Refusal, Signal, TaskRef, Token};
+#[cfg(feature = "index")]
+pub use rows::*;
 pub use state::{Letter, Message, Outcome, Parent, Pause, Phase, State, Status, StepState, Then, call_of};
 pub use task::{Task, TaskEvent, TaskKind, TaskStatus, next_status, pause_ms};

@@ -315,6 +315,14 @@ impl State {
         tasks.filter_map(move |(task, _)| call_of(definition, task).map(|call| (task, call)))
     }
 
+    /// Whether a worker has a task of it.
+    pub fn is_at_work(&self, definition: &Definition) -> bool {
+        let runs = |(at, task): (TaskRef, &Task)| {
+            task.status == TaskStatus::Running && call_of(definition, at).is_some()
+        };
+        !self.is_closed() && self.all_tasks().any(runs)
+    }
+
     /// All tasks.
     pub(super) fn all_tasks(&self) -> impl Iterator<Item = (TaskRef, &Task)> {
         self.steps.iter().enumerate().flat_map(|(step, state)| {

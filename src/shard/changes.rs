@@ -14,8 +14,8 @@ use crate::engine::{BatchEntry, Family, Overlay, View};
 use crate::mvcc;
 use crate::types::{Before, Change, Changes, Direction, Error, KeyRange, Result, ShardId, Timestamp};
 
-/// Writes a row for every version that the last entry wrote: those in the overlay's batch from `first` on. Indexes are
-/// read models, which nobody follows: what is written there leaves no row.
+/// Writes a row for every version that the last entry wrote: those in the overlay's batch from `first` on. Nobody follows
+/// indexes, which are read models, and the rows of sagas: what is written there leaves no row.
 ///
 /// # Errors
 ///
@@ -25,7 +25,7 @@ pub(super) fn record(state: &mut State, overlay: &mut Overlay<'_>, first: usize)
     let written = overlay.batch().entries().len();
     for place in first..written {
         let row = match &overlay.batch().entries()[place] {
-            BatchEntry::Put(Family::Current, key, version) if key.first() != Some(&keyspace::INDEX) => {
+            BatchEntry::Put(Family::Current, key, version) if is_followed(key) => {
                 state.changes.entries += 1;
                 state.changes.size_bytes += (key.len() + version.len()) as u64;
                 record::key(shard, mvcc::commit_ts(version)?, key)
@@ -35,6 +35,10 @@ pub(super) fn record(state: &mut State, overlay: &mut Overlay<'_>, first: usize)
         overlay.put(Family::Changelog, row, record::value(state.changes));
     }
     Ok(())
+}
+
+fn is_followed(key: &[u8]) -> bool {
+    !matches!(key.first(), Some(&keyspace::INDEX | &keyspace::SAGA))
 }
 
 /// What to read of a shard's changelog.

@@ -80,6 +80,8 @@ pub const MAX_QUERY_CONDITIONS: usize = 32;
 pub const MAX_QUERY_RANGES: usize = 64;
 /// The results in a page of a query that says nothing about it. The most is [`MAX_PAGE_ROWS`].
 pub const DEFAULT_QUERY_LIMIT: usize = 100;
+/// The most sagas that one transaction may start, a step that it is counted too.
+pub const MAX_TXN_SAGAS: usize = 100;
 /// The most steps of a saga.
 pub const MAX_SAGA_STEPS: usize = 256;
 /// The largest definition of a saga, in bytes of JSON.
@@ -98,3 +100,7 @@ pub const MAX_SAGA_SIGNALS: usize = 1_000;
 pub const MAX_SAGA_ATTRIBUTES: usize = 16;
 /// The longest value of an attribute of a saga, in bytes.
 pub const MAX_SAGA_ATTRIBUTE_BYTES: usize = 256;
+/// The most tasks that a worker takes at once.
+pub const MAX_SAGA_TASKS: usize = 256;
+/// The largest priority of a saga.
+pub const MAX_SAGA_PRIORITY: u32 = 9;

@@ -12,6 +12,7 @@ mod ledger;
 mod raw;
 mod reads;
 mod restart;
+mod sagas;
 mod services;
 mod slow;
 mod support;

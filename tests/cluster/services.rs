@@ -35,7 +35,11 @@ fn spread() -> Vec<Bytes> {
 async fn any_node_serves_any_key() {
     let cluster = Cluster::start(3, SHARDS).await;
     let map = cluster.client().await.map().await.expect("a map");
-    assert_eq!(map.shards.len(), SHARDS as usize + 2, "and those of the system and of indexes");
+    assert_eq!(
+        map.shards.len(),
+        SHARDS as usize + 5,
+        "and those of the system, of indexes, and three of sagas"
+    );
     for (at, node) in cluster.nodes.iter().enumerate() {
         let mut kv = raw::kv(&node.grpc).await;
         for key in spread() {
@@ -178,7 +182,7 @@ async fn health_reflection_and_http_answer(cluster: &Cluster) {
         let (code, body) = raw::http_get(&node.http, "/status").await;
         let status = json(&body);
         assert_eq!((code, status["node"]["id"].as_u64()), (200, Some(at as u64 + 1)), "{body}");
-        assert_eq!(status["replicas"].as_array().map(Vec::len), Some(SHARDS as usize + 2), "{body}");
+        assert_eq!(status["replicas"].as_array().map(Vec::len), Some(SHARDS as usize + 5), "{body}");
         assert_eq!((status["state"].as_str(), status["ready"].as_bool()), (Some("serving"), Some(true)));
         let (code, body) = raw::http_get(&node.http, "/metrics").await;
         assert_eq!(code, 200);

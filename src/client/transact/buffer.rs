@@ -103,6 +103,10 @@ pub(super) struct Buffer {
     reads: BTreeSet<Bytes>,
     /// What of its range each scan has handed out so far.
     ranges: Vec<KeyRange>,
+    /// Sagas that are started with it.
+    starts: Vec<v1::SagaStart>,
+    /// The step of a saga that it is.
+    step: Option<v1::SagaStepDone>,
     /// Bytes of keys and values, without the ranges.
     bytes: usize,
 }
@@ -154,6 +158,23 @@ impl Buffer {
             None => self.bytes += key.len(),
         }
         self.check_limits()
+    }
+
+    /// Starts a saga with it.
+    pub(super) fn start_saga(&mut self, start: v1::SagaStart) -> Result<()> {
+        self.check_open()?;
+        if self.phase == Phase::ReadOnly {
+            return Err(Error::invalid("a read-only transaction can't start a saga: use `transact`"));
+        }
+        self.bytes += start.id.len() + start.input.len();
+        self.starts.push(start);
+        self.check_limits()
+    }
+
+    /// It is the step of a saga, and comes to this.
+    pub(super) fn set_step(&mut self, step: v1::SagaStepDone) {
+        self.bytes += step.output.len();
+        self.step = Some(step);
     }
 
     /// What the transaction itself did to each of the keys.
@@ -220,9 +241,9 @@ impl Buffer {
     /// Ends the transaction: what there is to commit, without its start timestamp; `None` where nothing was
     /// written.
     pub(super) fn end(&mut self) -> Option<v1::CommitRequest> {
-        let Self { writes, reads, ranges, .. } =
+        let Self { writes, reads, ranges, starts, step, .. } =
             std::mem::replace(self, Self { phase: Phase::Ended, ..Self::default() });
-        if writes.is_empty() {
+        if writes.is_empty() && starts.is_empty() && step.is_none() {
             return None;
         }
         let ranges = KeyRange::join(ranges);
@@ -237,6 +258,8 @@ impl Buffer {
                 .map(|range| v1::KeyRange { start: range.start.clone(), end: range.end.clone() })
                 .collect(),
             writes: writes.into_iter().map(|(key, write)| write.to_proto(key)).collect(),
+            saga_starts: starts,
+            saga_step: step,
         })
     }
 }

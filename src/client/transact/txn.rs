@@ -115,6 +115,19 @@ impl Txn {
         self.inner.buffer.lock().write(key.as_ref(), Write::Add(delta))
     }
 
+    /// Starts a saga: it is started if, and at the moment when, the transaction is committed.
+    ///
+    /// # Errors
+    /// As for [`put`](Self::put). Where the id is another saga's, the commit is refused as `Invalid`.
+    pub fn start_saga(&self, start: crate::client::SagaStart) -> Result<()> {
+        self.inner.buffer.lock().start_saga(start)
+    }
+
+    /// The transaction is the step of a saga, and comes to this.
+    pub(in crate::client) fn set_step(&self, step: crate::rpc::v1::SagaStepDone) {
+        self.inner.buffer.lock().set_step(step);
+    }
+
     /// Makes the transaction read-only: its reads are not watched, there is no commit that could be refused, and
     /// writes are refused from here on.
     ///

@@ -15,6 +15,7 @@ use super::projector::{Order, Projector, Told};
 use super::store::Store;
 use super::wire;
 use crate::client::Client;
+use crate::codec::keyspace;
 use crate::index::{Definition, checkpoint_key};
 use crate::node::core::Core;
 use crate::rpc::v1;
@@ -231,7 +232,7 @@ pub async fn run(core: Weak<Core>, stopping: CancellationToken) {
 }
 
 async fn look_after(core: &Arc<Core>, store: &Store, projectors: &Projectors) {
-    if !store.leads_any() {
+    if !store.leads_any(&keyspace::index_range()) {
         projectors.stop();
         return;
     }

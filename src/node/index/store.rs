@@ -1,52 +1,37 @@
-//! The rows of indexes, read and written on this node.
+//! The rows of indexes, with the definitions that were read from them.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
-use crate::codec::keyspace;
 use crate::index::Definition;
-use crate::node::dispatch::{Replicas, rest};
-use crate::node::reads::{Reads, WordBook};
-use crate::node::replica::Replica;
-use crate::node::timestamps::Timestamps;
-use crate::node::txn::{self, Router};
-use crate::shard::{Page, PageRequest};
-use crate::txn::TxnCommit;
-use crate::types::{
-    Direction, Error, KeyRange, Moved, ReadAt, Record, RequestId, Result, Timestamp, TxnPart, TxnWrite,
-    limits,
-};
+use crate::node::rows::Rows;
 
 /// Definitions that are kept in memory.
 const MAX_DEFINITIONS: usize = 1_000;
-/// Keys that are read together.
-const KEYS_TOGETHER: usize = 2_000;
 
 /// The rows of indexes. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    replicas: Arc<Replicas>,
-    timestamps: Timestamps,
-    router: Router,
-    words: Arc<WordBook>,
+    rows: Rows,
     /// Definitions that were read before. A version of an index never has another one.
     definitions: Arc<Mutex<HashMap<(u64, u32), Definition>>>,
 }
 
+impl Deref for Store {
+    type Target = Rows;
+
+    fn deref(&self) -> &Rows {
+        &self.rows
+    }
+}
+
 impl Store {
-    /// The rows that this node has replicas of.
-    pub fn new(
-        replicas: Arc<Replicas>,
-        timestamps: Timestamps,
-        router: Router,
-        words: Arc<WordBook>,
-    ) -> Self {
-        Self { replicas, timestamps, router, words, definitions: Arc::default() }
+    /// Those that this node has replicas of.
+    pub fn new(rows: Rows) -> Self {
+        Self { rows, definitions: Arc::default() }
     }
 
     /// The definition of a version, where it was read before.
@@ -61,151 +46,5 @@ impl Store {
             definitions.clear();
         }
         definitions.insert((definition.id(), definition.version()), definition.clone());
-    }
-
-    /// Whether this node leads a shard with rows of indexes.
-    pub(super) fn leads_any(&self) -> bool {
-        let indexes = keyspace::index_range();
-        let leads = |replica: &Arc<Replica>| {
-            replica.group().state().descriptor.range.intersect(&indexes).is_some()
-                && replica.check_leads().is_ok()
-        };
-        self.replicas.all().iter().any(leads)
-    }
-
-    /// Refuses what the leader of the shard that holds a key has to answer.
-    ///
-    /// # Errors
-    ///
-    /// `Moved` where this node is not that.
-    pub(super) fn check_leads(&self, key: &Bytes) -> Result<()> {
-        self.holding(key)?.check_leads()
-    }
-
-    fn holding(&self, key: &[u8]) -> Result<Arc<Replica>> {
-        self.replicas.holding(key).ok_or_else(|| {
-            Error::moved(
-                "this node has no replica of the shard that holds the index: refresh the map",
-                Moved::default(),
-            )
-        })
-    }
-
-    /// A timestamp above all that were handed out before.
-    ///
-    /// # Errors
-    ///
-    /// `Unavailable` where none can be had in time.
-    pub(super) async fn now(&self) -> Result<Timestamp> {
-        self.timestamps.take(1).await
-    }
-
-    /// `ts`, or a fresh timestamp where it lies in the future.
-    ///
-    /// # Errors
-    ///
-    /// As for [`now`](Self::now).
-    pub(super) async fn at_most_now(&self, ts: Timestamp) -> Result<Timestamp> {
-        match ts <= self.timestamps.newest_seen() {
-            true => Ok(ts),
-            false => Ok(ts.min(self.now().await?)),
-        }
-    }
-
-    /// A timestamp that was handed out at most so long ago.
-    ///
-    /// # Errors
-    ///
-    /// As for [`now`](Self::now).
-    pub(super) async fn recent(&self, max_age: Duration) -> Result<Timestamp> {
-        self.timestamps.recent(max_age).await
-    }
-
-    /// Keys at one timestamp, which is told.
-    ///
-    /// # Errors
-    ///
-    /// Those of a read.
-    pub(super) async fn read(
-        &self,
-        keys: &[Bytes],
-        at: ReadAt,
-        deadline: Instant,
-    ) -> Result<(Timestamp, Vec<Option<Record>>)> {
-        let mut at = at;
-        let mut read_ts = Timestamp::ZERO;
-        let mut records = Vec::with_capacity(keys.len());
-        while let Some(first) = keys.get(records.len()) {
-            let replica = self.holding(first)?;
-            let range = replica.group().state().descriptor.range.clone();
-            let left = keys.get(records.len()..).unwrap_or_default();
-            let here = left.iter().take(KEYS_TOGETHER).take_while(|key| range.contains(key)).count();
-            let together = left.get(..here.max(1)).unwrap_or_default();
-            let answered = self.reads(&replica, deadline).many(together, at).await?;
-            read_ts = answered.at;
-            at = ReadAt::Snapshot(read_ts);
-            records.extend(answered.value);
-        }
-        Ok((read_ts, records))
-    }
-
-    /// A page of rows of the shard that holds where the range begins. Its `next` also says where the next shard does.
-    ///
-    /// # Errors
-    ///
-    /// Those of a read; `Moved` where this node has no replica of that shard.
-    pub(super) async fn page(
-        &self,
-        range: KeyRange,
-        direction: Direction,
-        at: ReadAt,
-        max_rows: usize,
-        deadline: Instant,
-    ) -> Result<Page> {
-        let replica = match direction {
-            Direction::Forward => self.holding(&range.start)?,
-            Direction::Reverse => match self.replicas.holding_below(range.end.as_ref()) {
-                Some(replica) => replica,
-                None => self.holding(&range.start)?,
-            },
-        };
-        let shard = replica.group().state().descriptor.range.clone();
-        let Some(here) = shard.intersect(&range) else {
-            return Err(replica.moved(None));
-        };
-        let request = PageRequest {
-            range: here.clone(),
-            direction,
-            keys_only: false,
-            at: Timestamp::ZERO,
-            max_rows,
-            max_bytes: limits::MAX_PAGE_BYTES,
-        };
-        let mut page = self.reads(&replica, deadline).page(request, at).await?.value;
-        page.next = page.next.or_else(|| rest(&here, &range, direction));
-        Ok(page)
-    }
-
-    fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {
-        Reads { replica, router: &self.router, wide: self.words.node_wide(), deadline }
-    }
-
-    /// Commits a transaction that has read at `start`.
-    ///
-    /// # Errors
-    ///
-    /// `Conflict` where something that was read is another one now; `Undetermined` where it may have been committed;
-    /// `Invalid` where it is over the limits of one.
-    pub(super) async fn commit(
-        &self,
-        start: Timestamp,
-        reads: Vec<Bytes>,
-        writes: Vec<TxnWrite>,
-        deadline: Instant,
-    ) -> Result<Timestamp> {
-        let id = RequestId { seen: start, unique: rand::random() };
-        let part = TxnPart { reads, ranges: Vec::new(), writes };
-        let commit = TxnCommit { id, part }.normalise_own()?;
-        txn::commit(&self.router, commit, deadline).await
     }
 }

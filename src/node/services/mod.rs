@@ -5,6 +5,7 @@ mod cluster;
 mod index;
 mod kv;
 mod peer;
+mod saga;
 mod session;
 
 pub use changelog::ChangelogService;
@@ -12,3 +13,4 @@ pub use cluster::{ClusterService, status_of};
 pub use index::IndexService;
 pub use kv::KvService;
 pub use peer::PeerService;
+pub use saga::SagaService;

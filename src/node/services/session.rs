@@ -16,6 +16,7 @@ use tonic::{Status, Streaming};
 
 use crate::node::core::Core;
 use crate::rpc::v1::index_version_request::What as About;
+use crate::rpc::v1::saga_request::What as AboutSagas;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::v1::step::Step;
 use crate::rpc::v1::{SessionReplies, SessionReply, SessionRequest, SessionRequests, session_reply};
@@ -94,6 +95,13 @@ impl Places {
             Request::IndexVersion(about) => {
                 usize::from(matches!(about.what, Some(About::Query(_) | About::Dump(_)))) * PAGE_MIB
             }
+            Request::Saga(about) => {
+                let is_large = matches!(
+                    about.what,
+                    Some(AboutSagas::Get(_) | AboutSagas::List(_) | AboutSagas::History(_))
+                );
+                usize::from(is_large) * PAGE_MIB
+            }
             Request::GetMany(many) => many.keys.len().min(LARGEST_MIB),
             Request::Batch(batch) => {
                 let is_get = |step: &&v1::Step| matches!(step.step, Some(Step::Get(_)));
@@ -112,6 +120,7 @@ fn waits(request: &SessionRequest) -> bool {
     match &request.request {
         Some(Request::ChangesPage(page)) => page.up_to_ts == 0 && !page.count_only,
         Some(Request::IndexVersion(about)) => matches!(about.what, Some(About::ReachTs(_))),
+        Some(Request::Saga(about)) => matches!(about.what, Some(AboutSagas::Take(_) | AboutSagas::Wait(_))),
         _ => false,
     }
 }
@@ -211,7 +220,13 @@ fn start(
     tokio::spawn(async move {
         let mut under_way: FuturesUnordered<_> =
             admitted.into_iter().map(|(request, place)| answer(&core, &places, request, place)).collect();
-        while let Some(answered) = under_way.next().await {
+        loop {
+            let answered = tokio::select! {
+                // What waits for something to happen need not any longer.
+                () = replies.closed() => return,
+                answered = under_way.next() => answered,
+            };
+            let Some(answered) = answered else { return };
             if replies.send(answered).await.is_err() {
                 // The caller is gone; what is under way ends by itself or with this task.
                 return;

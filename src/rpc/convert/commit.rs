@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Call;
 use super::error::{printable_internal, refusal_to_error};
-use super::request::user;
+use super::request::{SagaPart, user};
 use crate::codec::keyspace::{strip_user, user_key, user_range};
 use crate::rpc::{v1, validate};
 use crate::types::{
@@ -24,7 +24,8 @@ pub(super) fn commit_from_proto(commit: v1::CommitRequest) -> Result<Call> {
     writes.sort_unstable_by(|a, b| a.key().cmp(b.key()));
     let ranges = commit.read_ranges.into_iter().map(|range| KeyRange::new(range.start, range.end));
     let ranges = KeyRange::join(ranges.map(|range| user_range(&range)).collect());
-    Ok(Call::Commit { id_unique: id.unique, start_ts, part: TxnPart { reads, ranges, writes } })
+    let sagas = SagaPart { starts: commit.saga_starts, step: commit.saga_step };
+    Ok(Call::Commit { id_unique: id.unique, start_ts, part: TxnPart { reads, ranges, writes }, sagas })
 }
 
 fn write_from_proto(write: v1::Write) -> Result<TxnWrite> {
@@ -63,6 +64,7 @@ pub fn commit_to_proto(
         read_keys: part.reads.iter().map(user).collect::<Result<_>>()?,
         read_ranges: part.ranges.into_iter().map(range).collect::<Result<_>>()?,
         writes: part.writes.into_iter().map(write).collect::<Result<_>>()?,
+        ..v1::CommitRequest::default()
     })
 }
 

@@ -30,7 +30,7 @@ pub use reply::{
     served_from_proto, served_to_proto, write_reply,
 };
 pub use request::{
-    Call, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of,
+    Call, SagaPart, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of,
     operation_to_proto, request_id_to_proto, scan_from_proto,
 };
 

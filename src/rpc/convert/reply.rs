@@ -254,6 +254,8 @@ pub fn outcome_from_reply(reply: Reply) -> Result<Outcome> {
         | Reply::Consumer(_)
         | Reply::IndexCatalogue(_)
         | Reply::IndexVersion(_)
+        | Reply::SagaCatalogue(_)
+        | Reply::Saga(_)
         | Reply::Timestamp(_)
         | Reply::Empty(_) => {
             return Err(Error::corrupt("the peer answered a write with the reply of another call"));

@@ -3,13 +3,13 @@
 use bytes::Bytes;
 
 use super::changes::{ChangesAsk, changes_ask_from_proto};
-use crate::codec::keyspace::{strip_user, user_key, user_range};
+use crate::codec::keyspace::{self, strip_user, user_key, user_range};
 use crate::rpc::v1;
 use crate::rpc::v1::session_request::Request;
 use crate::rpc::validate::{self, CallHeader};
 use crate::types::{
     Condition, Direction, Error, Expect, KeyRange, Operation, ReadAt, RequestId, Result, Step, Timestamp,
-    TxnPart,
+    TxnPart, limits,
 };
 
 /// Which reply a write wants.
@@ -58,8 +58,10 @@ pub enum Call {
         /// The timestamp that everything was read at; not 0, perhaps in the future.
         start_ts: Timestamp,
         /// All that was read and is written: in order, no key twice, ranges apart from each other; one write at
-        /// least.
+        /// least where it does nothing to sagas.
         part: TxnPart,
+        /// What it does to sagas.
+        sagas: SagaPart,
     },
     /// Reads a page of a scan.
     ScanPage(Scan),
@@ -76,10 +78,35 @@ pub enum Call {
         /// What is asked.
         what: v1::index_version_request::What,
     },
+    /// About the definitions of sagas.
+    SagaCatalogue(v1::saga_catalogue_request::What),
+    /// About sagas.
+    Saga {
+        /// The key that it goes by, with its keyspace byte.
+        place: Bytes,
+        /// What is asked.
+        what: v1::saga_request::What,
+    },
     /// Asks for a timestamp.
     Timestamp,
     /// Does nothing.
     Empty,
+}
+
+/// What a transaction does to sagas besides what it writes.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct SagaPart {
+    /// Those that it starts.
+    pub starts: Vec<v1::SagaStart>,
+    /// The step that it is.
+    pub step: Option<v1::SagaStepDone>,
+}
+
+impl SagaPart {
+    /// Whether it does nothing to sagas.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty() && self.step.is_none()
+    }
 }
 
 /// A checked scan.
@@ -118,6 +145,8 @@ pub fn header_of(request: &Request) -> Result<CallHeader> {
         Request::Consumer(request) => &request.header,
         Request::IndexCatalogue(request) => &request.header,
         Request::IndexVersion(request) => &request.header,
+        Request::SagaCatalogue(request) => &request.header,
+        Request::Saga(request) => &request.header,
         Request::Timestamp(request) => &request.header,
         Request::Empty(_) => &None,
     };
@@ -181,6 +210,20 @@ pub fn call_from_proto(request: Request) -> Result<Call> {
                 )
             })?,
         },
+        Request::SagaCatalogue(request) => Call::SagaCatalogue(request.what.ok_or_else(|| {
+            Error::invalid("the request about definitions of sagas is empty: set one of define, find, set_queue, queues")
+        })?),
+        Request::Saga(request) => {
+            if request.place.first() != Some(&keyspace::SAGA) || request.place.len() > limits::MAX_KEY_BYTES {
+                return Err(Error::invalid(
+                    "the request about sagas has a place that is none of theirs: set it to how the rows of the saga begin",
+                ));
+            }
+            let what = request
+                .what
+                .ok_or_else(|| Error::invalid("the request about sagas is empty: set one of start, get, ..."))?;
+            Call::Saga { place: request.place, what }
+        }
         Request::Timestamp(_) => Call::Timestamp,
         Request::Empty(_) => Call::Empty,
     })

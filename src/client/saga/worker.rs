@@ -1,0 +1,526 @@
+//! Workers: take tasks from a queue, do them, and tell what they came to.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::task::Task;
+use super::{SagaTask, done, unfit};
+use crate::client::{Client, Committed, Txn};
+use crate::rpc::v1;
+use crate::rpc::v1::saga_reply::What as Answer;
+use crate::rpc::v1::saga_request::What as Ask;
+use crate::rpc::v1::saga_task_end::What as End;
+use crate::saga::{Failure, Token};
+use crate::types::{ErrorKind, Result, limits};
+
+/// How long one poll waits at one shard.
+const POLL: Duration = Duration::from_secs(10);
+/// How long it waits where there are more shards than places.
+const SHORT_POLL: Duration = Duration::from_millis(500);
+/// The pause after a poll that failed.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the end of a task is told again and again, at least.
+const TELL_FOR: Duration = Duration::from_secs(30);
+/// How often is looked whether the shards are the same.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+type ActivityHandler = Arc<dyn Fn(Task) -> BoxFuture<'static, Result<Bytes, Failure>> + Send + Sync>;
+type TxnHandler = Arc<dyn Fn(Task, Txn) -> BoxFuture<'static, Result<Bytes, Failure>> + Send + Sync>;
+
+#[derive(Clone)]
+enum Handler {
+    Activity(ActivityHandler),
+    Txn(TxnHandler),
+}
+
+/// A worker, made by [`Client::saga_worker`]: give it handlers, then [`run`](Self::run) it.
+#[must_use]
+pub struct SagaWorker {
+    client: Client,
+    queue: String,
+    name: String,
+    concurrency: usize,
+    grace: Duration,
+    handlers: HashMap<String, Handler>,
+    stats: Arc<WorkerStats>,
+}
+
+fn unique_name(name: impl Into<String>) -> String {
+    format!("{}#{:08x}", name.into(), rand::random::<u32>())
+}
+
+/// What a worker has done so far.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Tasks that it was given.
+    pub taken: AtomicU64,
+    /// Tasks that were done.
+    pub completed: AtomicU64,
+    /// Attempts that were not successful.
+    pub failed: AtomicU64,
+    /// Ends that did not count any more.
+    pub refused: AtomicU64,
+}
+
+impl Client {
+    /// A worker for the tasks of a queue. Any number of workers may share one, in any number of programs.
+    ///
+    /// ```no_run
+    /// # async fn example(client: kvorum::Client) -> kvorum::Result<()> {
+    /// use kvorum::saga::Failure;
+    ///
+    /// let stop = tokio_util::sync::CancellationToken::new();
+    /// client
+    ///     .saga_worker("trip")
+    ///     .activity("book-flight", |task| async move {
+    ///         let city = String::from_utf8_lossy(task.input()).into_owned();
+    ///         // Ask the airline, with `task.key()` as the idempotency key.
+    ///         if city == "Atlantis" { Err(Failure::refused("nobody flies there")) } else { Ok("LH 1234".into()) }
+    ///     })
+    ///     .txn("count-trip", |task, txn| async move {
+    ///         txn.add("trips", 1)?;
+    ///         txn.put(format!("trip/{}", task.saga_id()), task.input().clone())?;
+    ///         Ok("".into())
+    ///     })
+    ///     .run(stop)
+    ///     .await
+    /// # }
+    /// ```
+    pub fn saga_worker(&self, queue: impl Into<String>) -> SagaWorker {
+        SagaWorker {
+            client: self.clone(),
+            queue: queue.into(),
+            name: unique_name(std::process::id().to_string()),
+            concurrency: 64,
+            grace: Duration::from_secs(10),
+            handlers: HashMap::new(),
+            stats: Arc::default(),
+        }
+    }
+}
+
+impl SagaWorker {
+    /// Its name, for people; by default the process's id. A random number is added, so that no two have the same.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: unique_name(name), ..self }
+    }
+
+    /// How many tasks it does at once, at most; 64 where nothing is said.
+    pub fn concurrency(self, concurrency: usize) -> Self {
+        Self { concurrency: concurrency.max(1), ..self }
+    }
+
+    /// How long [`run`](Self::run) waits, once it is to stop, for the tasks that are under way; 10 s where nothing is said.
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// What does the tasks that name this handler. It may be called more than once for a task, by several workers: give
+    /// [`Task::key`] to services that know what they did already.
+    pub fn activity<F, Fut>(mut self, handler: impl Into<String>, run: F) -> Self
+    where
+        F: Fn(Task) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Failure>> + Send + 'static,
+    {
+        let run = Arc::new(move |task| run(task).boxed());
+        self.handlers.insert(handler.into(), Handler::Activity(run));
+        self
+    }
+
+    /// What does the tasks that name this handler, in a transaction: what it writes, the step's output, and that the step is
+    /// done are committed together, and only while this worker holds the step. It is run again where others were in the way.
+    pub fn txn<F, Fut>(mut self, handler: impl Into<String>, run: F) -> Self
+    where
+        F: Fn(Task, Txn) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Failure>> + Send + 'static,
+    {
+        let run = Arc::new(move |task, txn| run(task, txn).boxed());
+        self.handlers.insert(handler.into(), Handler::Txn(run));
+        self
+    }
+
+    /// What it has done so far; goes on counting while it runs.
+    pub fn stats(&self) -> Arc<WorkerStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Takes and does tasks until it is stopped; then waits for those under way, until the [`grace`](Self::grace) is over.
+    /// What is not done by then is given back.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a wrong name of the queue. What can't be reached is tried again.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        crate::saga::check_name("the queue", &self.queue)?;
+        let (grace, tracker) = (self.grace, TaskTracker::new());
+        let hurry = CancellationToken::new();
+        let worker = Arc::new(Running {
+            slots: Arc::new(Semaphore::new(self.concurrency)),
+            worker: self,
+            tracker: tracker.clone(),
+            hurry: hurry.clone(),
+        });
+        let polled = worker.clone().poll_all(&stop).await;
+        tracker.close();
+        if timeout(grace, tracker.wait()).await.is_err() {
+            hurry.cancel();
+            // They only have to say so.
+            let _ = timeout(TELL_FOR, tracker.wait()).await;
+        }
+        polled
+    }
+}
+
+/// A worker at work.
+struct Running {
+    worker: SagaWorker,
+    /// Tasks that may be under way.
+    slots: Arc<Semaphore>,
+    tracker: TaskTracker,
+    /// Tasks that are under way are to be given back.
+    hurry: CancellationToken,
+}
+
+impl Running {
+    /// Polls every shard with sagas, each by a loop of its own.
+    async fn poll_all(self: Arc<Self>, stop: &CancellationToken) -> Result<()> {
+        let mut loops: HashMap<Bytes, AbortOnDropHandle<()>> = HashMap::new();
+        let ending = CancellationToken::new();
+        loop {
+            let places = tokio::select! {
+                () = stop.cancelled() => break,
+                places = self.worker.client.saga_places() => places,
+            };
+            match places {
+                Ok(places) => {
+                    let count = places.len();
+                    loops.retain(|place, handle| places.contains(place) && !handle.is_finished());
+                    for place in places {
+                        let polls = || {
+                            let polls = self.clone().poll(place.clone(), count, ending.clone());
+                            AbortOnDropHandle::new(tokio::spawn(polls))
+                        };
+                        loops.entry(place.clone()).or_insert_with(polls);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "where sagas are is not known now; trying on"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sleep(LOOK_EVERY) => {}
+            }
+        }
+        // A poll that is under way may yet be given tasks, which must be told to be given back.
+        ending.cancel();
+        let mut ends: FuturesUnordered<_> = loops.into_values().collect();
+        while ends.next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn poll(self: Arc<Self>, place: Bytes, shards: usize, ending: CancellationToken) {
+        let concurrency = self.worker.concurrency;
+        let (wait, most) = match concurrency >= 2 * shards {
+            true => (POLL, concurrency.div_ceil(shards)),
+            false => (SHORT_POLL, 1),
+        };
+        while !ending.is_cancelled() {
+            let slots = self.slots.clone().acquire_many_owned(1);
+            let mut slot = tokio::select! {
+                () = ending.cancelled() => return,
+                slot = slots => match slot {
+                    Ok(slot) => slot,
+                    Err(_) => return,
+                },
+            };
+            while slot.num_permits() < most.min(limits::MAX_SAGA_TASKS) {
+                match self.slots.clone().try_acquire_owned() {
+                    Ok(one) => slot.merge(one),
+                    Err(_) => break,
+                }
+            }
+            match self.take(&place, slot.num_permits(), wait, &ending).await {
+                Ok(tasks) => self.begin(tasks, slot),
+                Err(error) => {
+                    tracing::debug!(queue = self.worker.queue, %error, "tasks can't be taken now; trying on");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        place: &Bytes,
+        max: usize,
+        wait: Duration,
+        ending: &CancellationToken,
+    ) -> Result<Vec<SagaTask>> {
+        let take = v1::SagaTake {
+            queue: self.worker.queue.clone(),
+            worker: self.worker.name.clone(),
+            max: max as u32,
+            wait_ms: wait.as_millis() as u64,
+            ..v1::SagaTake::default()
+        };
+        let client = self.worker.client.with_deadline(wait + Duration::from_secs(5));
+        let mut took = std::pin::pin!(client.about_sagas_at(place, Ask::Take(take.clone())));
+        let took = tokio::select! {
+            () = ending.cancelled() => {
+                // A poll that is only dropped might yet be given a task, which would be lost until its lease ends.
+                let leave = v1::SagaTake { leave: true, ..take };
+                let (_, took) = tokio::join!(client.about_sagas_at(place, Ask::Take(leave)), took);
+                took?
+            }
+            took = &mut took => took?,
+        };
+        match took {
+            Answer::Tasks(tasks) => Ok(tasks.tasks),
+            _ => Err(unfit()),
+        }
+    }
+
+    fn begin(self: &Arc<Self>, tasks: Vec<SagaTask>, mut slots: OwnedSemaphorePermit) {
+        for task in tasks {
+            let slot = slots.split(1);
+            self.worker.stats.taken.fetch_add(1, Ordering::Relaxed);
+            let running = self.clone();
+            self.tracker.spawn(async move {
+                running.execute(task).await;
+                drop(slot);
+            });
+        }
+    }
+
+    /// Does a task and tells what it came to.
+    async fn execute(&self, task: SagaTask) {
+        let lease_end = Instant::now() + Duration::from_millis(task.lease_ms);
+        let cancelled = CancellationToken::new();
+        let handler = self.worker.handlers.get(&task.handler).cloned();
+        let at_work = async {
+            match handler {
+                Some(Handler::Activity(run)) if !task.is_txn => {
+                    run(Task::new(task.clone(), cancelled.clone())).await
+                }
+                Some(Handler::Txn(run)) if task.is_txn => {
+                    self.commit(run, &task, &cancelled, lease_end).await
+                }
+                _ => {
+                    let what = if task.is_txn { "transaction" } else { "activity" };
+                    tracing::error!(
+                        handler = task.handler,
+                        queue = task.queue,
+                        "a worker was given a task that it has no handler for"
+                    );
+                    Err(Failure::new(format!(
+                        "worker {} has no {what} handler {:?}",
+                        self.worker.name, task.handler
+                    ))
+                    .kind("no_handler")
+                    .did_nothing())
+                }
+            }
+        };
+        // A handler that panics has failed, like one that says so.
+        let at_work = std::panic::AssertUnwindSafe(at_work).catch_unwind();
+        let ended = tokio::select! {
+            ended = at_work => ended.unwrap_or_else(|_| Err(Failure::new("the handler panicked").kind("panic"))),
+            () = self.heartbeat(&task, &cancelled) => return,
+            () = self.hurry.cancelled() => Err(Failure::new("the worker stopped before it was done").kind("stopped")),
+            () = tokio::time::sleep_until(lease_end) => {
+                cancelled.cancel();
+                Err(Failure::new("it took longer than its lease").kind("timeout"))
+            }
+        };
+        self.tell(&task, ended).await;
+    }
+
+    /// Runs a step in its transaction.
+    async fn commit(
+        &self,
+        run: TxnHandler,
+        task: &SagaTask,
+        cancelled: &CancellationToken,
+        lease_end: Instant,
+    ) -> Result<Bytes, Failure> {
+        let client = self.worker.client.with_deadline_at(lease_end.into_std());
+        let (run, cancelled) = (&run, cancelled);
+        let committed: Result<Committed<()>, Failure> = client
+            .transaction()
+            .label(task.key.clone())
+            .try_run(|txn| async move {
+                let output = run(Task::new(task.clone(), cancelled.clone()), txn.clone()).await?;
+                txn.set_step(v1::SagaStepDone { token: task.token.clone(), output });
+                Ok(())
+            })
+            .await;
+        // The output is with the commit.
+        committed.map(|_| Bytes::new())
+    }
+
+    /// Says that the worker is still at it, as often as it has to. Returns where the attempt does not count any more.
+    async fn heartbeat(&self, task: &SagaTask, cancelled: &CancellationToken) {
+        if task.heartbeat_ms == 0 {
+            return std::future::pending().await;
+        }
+        let every = Duration::from_millis((task.heartbeat_ms / 3).max(1));
+        loop {
+            sleep(every).await;
+            let client = self.worker.client.with_deadline(Duration::from_millis(task.heartbeat_ms));
+            match end(&client, &task.token, End::Heartbeat(true)).await {
+                Ok(told) if told.cancel_requested => cancelled.cancel(),
+                Ok(_) => {}
+                Err(error) if error.kind == ErrorKind::Denied => {
+                    self.worker.stats.refused.fetch_add(1, Ordering::Relaxed);
+                    cancelled.cancel();
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "a sign of life did not get through"),
+            }
+        }
+    }
+
+    /// Tells what a task came to, again until that is known to be recorded.
+    async fn tell(&self, task: &SagaTask, ended: Result<Bytes, Failure>) {
+        let stats = &self.worker.stats;
+        if task.is_txn && ended.is_ok() {
+            // That it is committed, the saga's engine has seen.
+            stats.completed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let what = match ended {
+            Ok(output) => End::Output(output),
+            Err(failure) => End::Failure(v1::SagaFailure {
+                message: failure.message,
+                kind: failure.kind,
+                is_final: failure.is_final,
+                did_nothing: failure.did_nothing,
+            }),
+        };
+        let is_done = matches!(what, End::Output(_));
+        let client = self.worker.client.with_deadline(TELL_FOR);
+        match end(&client, &task.token, what).await {
+            Ok(_) if is_done => stats.completed.fetch_add(1, Ordering::Relaxed),
+            Ok(_) => stats.failed.fetch_add(1, Ordering::Relaxed),
+            Err(error) if error.kind == ErrorKind::Denied => {
+                tracing::debug!(saga = task.saga_id, step = task.step, %error, "a task's end did not count any more");
+                stats.refused.fetch_add(1, Ordering::Relaxed)
+            }
+            Err(error) if error.kind == ErrorKind::Invalid && is_done => {
+                // It is of no use to try that again: too large, or no answer of a check.
+                let failure = v1::SagaFailure {
+                    message: error.message,
+                    kind: "output".to_owned(),
+                    is_final: true,
+                    did_nothing: false,
+                };
+                if let Err(error) = end(&client, &task.token, End::Failure(failure)).await {
+                    tracing::warn!(saga = task.saga_id, step = task.step, %error, "a task's end can't be told");
+                }
+                stats.failed.fetch_add(1, Ordering::Relaxed)
+            }
+            Err(error) => {
+                tracing::warn!(saga = task.saga_id, step = task.step, %error, "a task's end can't be told");
+                stats.failed.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+    }
+}
+
+/// Tells how a task ended, or that it goes on.
+async fn end(client: &Client, token: &str, what: End) -> Result<v1::SagaDone> {
+    let (id, _) = Token::from_text(token)?;
+    done(
+        client
+            .about_saga(&id, Ask::End(v1::SagaTaskEnd { token: token.to_owned(), what: Some(what) }))
+            .await?,
+    )
+}
+
+impl Client {
+    /// Takes at most `max` tasks from a queue, for a worker that is not a [`SagaWorker`]; waits for the first one until the
+    /// client's deadline. What comes by then may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a wrong name of the queue; `Unavailable` where no shard with sagas answers.
+    pub async fn poll_saga_tasks(&self, queue: &str, worker: &str, max: usize) -> Result<Vec<SagaTask>> {
+        crate::saga::check_name("the queue", queue)?;
+        let until = self.deadline.until()?;
+        let take = |wait: Duration, look_only| v1::SagaTake {
+            queue: queue.to_owned(),
+            worker: worker.to_owned(),
+            max: max.clamp(1, limits::MAX_SAGA_TASKS) as u32,
+            wait_ms: wait.as_millis() as u64,
+            look_only,
+            leave: false,
+        };
+        let mut failed = None;
+        loop {
+            let mut places = self.saga_places().await?;
+            let turn = rand::random::<u32>() as usize % places.len().max(1);
+            places.rotate_left(turn);
+            for place in &places {
+                match self.about_sagas_at(place, Ask::Take(take(Duration::ZERO, false))).await {
+                    Ok(Answer::Tasks(tasks)) if !tasks.tasks.is_empty() => return Ok(tasks.tasks),
+                    Ok(_) => failed = None,
+                    Err(error) => failed = Some(error),
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let wait = left.saturating_sub(left / 10).min(POLL);
+            if wait < Duration::from_millis(10) {
+                return failed.map_or(Ok(Vec::new()), Err);
+            }
+            // Taken from one place only: what more than one had to give would be too much.
+            let looks =
+                places.iter().map(|place| self.about_sagas_at(place, Ask::Take(take(wait, true))).boxed());
+            let (_, _, _) = futures::future::select_all(looks).await;
+        }
+    }
+
+    /// Tells that a task is done, for a worker that is not a [`SagaWorker`]. Answers what is recorded where that was told
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// `Denied` where the attempt does not count any more; `Invalid` for a wrong token or output.
+    pub async fn complete_saga_task(&self, token: &str, output: impl Into<Bytes>) -> Result<Option<Bytes>> {
+        let told = end(self, token, End::Output(output.into())).await?;
+        Ok(told.already.then_some(told.recorded))
+    }
+
+    /// Tells that a task's attempt was not successful.
+    ///
+    /// # Errors
+    ///
+    /// As for [`complete_saga_task`](Self::complete_saga_task).
+    pub async fn fail_saga_task(&self, token: &str, failure: Failure) -> Result<()> {
+        let failure = v1::SagaFailure {
+            message: failure.message,
+            kind: failure.kind,
+            is_final: failure.is_final,
+            did_nothing: failure.did_nothing,
+        };
+        end(self, token, End::Failure(failure)).await.map(drop)
+    }
+
+    /// Tells that a worker is still at a task. Answers whether it may stop: the saga goes back.
+    ///
+    /// # Errors
+    ///
+    /// As for [`complete_saga_task`](Self::complete_saga_task).
+    pub async fn heartbeat_saga_task(&self, token: &str) -> Result<bool> {
+        Ok(end(self, token, End::Heartbeat(true)).await?.cancel_requested)
+    }
+}

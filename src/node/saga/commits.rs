@@ -1,0 +1,101 @@
+//! What transactions of users do to sagas: they start some, and are steps of others.
+
+use tokio::time::Instant;
+
+use super::clock::Clock;
+use super::definitions::Definitions;
+use super::transition::{check_start, start_of};
+use crate::client::Client;
+use crate::codec;
+use crate::node::rows::Rows;
+use crate::rpc::convert::SagaPart;
+use crate::rpc::v1;
+use crate::rpc::v1::saga_request::What;
+use crate::saga::{
+    Token, TxnDone, check_id, closed_key, done_key, lease_fence, lease_key, open_key, start, started_key,
+    writes_of_start,
+};
+use crate::types::{Error, ReadAt, Result, Timestamp, TxnPart, TxnWrite, limits};
+
+/// Adds to a transaction that read at `start_ts` what it does to sagas: so it is done if the transaction is committed, and
+/// the transaction is committed only if it can be done.
+///
+/// # Errors
+///
+/// `Invalid` for a wrong start; `Denied` where the step's lease is not held any more; those of reads.
+pub async fn add(
+    client: &Client,
+    definitions: &Definitions,
+    clock: &Clock,
+    sagas: SagaPart,
+    start_ts: Timestamp,
+    part: &mut TxnPart,
+) -> Result<()> {
+    clock.note(start_ts);
+    for asked in &sagas.starts {
+        check_start(asked)?;
+        let definition = definitions.get(client, &asked.name, asked.version).await?;
+        let id = asked.id.as_str();
+        let (state, change) = start(&definition, start_of(asked, None), clock.now_ms());
+        // That there is none is what the transaction has read, whether or not anybody looked.
+        part.reads.extend([open_key(id), closed_key(id)]);
+        part.writes.extend(writes_of_start(id, &definition, &state, &change, asked.input.clone()));
+        part.writes.push(TxnWrite::Put { key: started_key(id), value: Default::default() });
+        let free = v1::SagaFree { start: Some(asked.clone()), at_ts: start_ts.0 };
+        client.about_saga(id, What::Free(free)).await?;
+    }
+    if let Some(step) = sagas.step {
+        if step.output.len() > limits::MAX_SAGA_PAYLOAD_BYTES {
+            return Err(Error::invalid(format!(
+                "the step's output has {} bytes, over the limit of {}: store it under a key of its own, and hand on the key",
+                step.output.len(),
+                limits::MAX_SAGA_PAYLOAD_BYTES
+            )));
+        }
+        let (id, token) = Token::from_text(&step.token)?;
+        let held = v1::SagaHeldLease { token: step.token, at_ts: start_ts.0 };
+        client.about_saga(&id, What::HeldLease(held)).await?;
+        part.reads.push(lease_key(&id, token.task));
+        let done = TxnDone { token, output: step.output };
+        part.writes
+            .push(TxnWrite::Put { key: done_key(&id, token.task), value: codec::encode(&done).into() });
+    }
+    Ok(())
+}
+
+/// Refuses, as of a timestamp, an id that a saga has.
+///
+/// # Errors
+///
+/// `Invalid` then; those of a read.
+pub async fn check_free(rows: &Rows, id: &str, at: Timestamp, deadline: Instant) -> Result<()> {
+    check_id(id)?;
+    let (_, found) = rows.read(&[open_key(id), closed_key(id)], ReadAt::Snapshot(at), deadline).await?;
+    match found.into_iter().flatten().next() {
+        None => Ok(()),
+        Some(_) => Err(Error::invalid(format!(
+            "there is a saga {id:?} already: nothing was committed; take another id, or see whether it is the one that was to \
+             be started"
+        ))),
+    }
+}
+
+/// Refuses, as of a timestamp, a step whose worker does not hold it.
+///
+/// # Errors
+///
+/// `Denied` then; those of a read.
+pub async fn check_lease(rows: &Rows, token: &str, at: Timestamp, deadline: Instant) -> Result<()> {
+    let (id, token) = Token::from_text(token)?;
+    let (_, found) = rows.read(&[lease_key(&id, token.task)], ReadAt::Snapshot(at), deadline).await?;
+    let fence = found.into_iter().next().flatten().map(|record| lease_fence(&record.value)).transpose()?;
+    if fence == Some(token.fence) {
+        return Ok(());
+    }
+    Err(Error::denied(match fence {
+        Some(_) => {
+            "the lease of this attempt has ended, and the task was handed out again: nothing was committed"
+        }
+        None => "the lease of this attempt has ended: nothing was committed",
+    }))
+}

@@ -1,0 +1,96 @@
+//! Forgets sagas that ended longer ago than they are to be kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+
+use super::engine::{Engine, WITHIN};
+use crate::codec::keyspace;
+use crate::saga::{State, by_expiry_prefix, closed_key, expiry_of, keys_of_closed};
+use crate::types::{Direction, KeyRange, ReadAt, Result, TxnWrite};
+
+/// Sagas that are looked at together.
+const TOGETHER: usize = 100;
+/// Rows of one saga that one transaction removes.
+const ROWS: usize = 1_000;
+
+/// Looks every now and then which sagas are to be forgotten. Nothing is read until the first of those that are known is due.
+pub async fn run(engine: Arc<Engine>, every: Duration) {
+    loop {
+        sleep(every).await;
+        if let Err(error) = forget_all(&engine).await {
+            tracing::debug!(%error, "sagas that have ended can't be forgotten now; trying on");
+        }
+    }
+}
+
+async fn forget_all(engine: &Engine) -> Result<()> {
+    let now_ms = engine.clock.now_ms();
+    if engine.first_expiry_ms() > now_ms {
+        return Ok(());
+    }
+    let shard = engine.range();
+    // Those that end meanwhile lower it again.
+    engine.set_first_expiry_ms(u64::MAX);
+    let forgotten = forget_due(engine, &shard, now_ms).await;
+    engine.note_expiry(forgotten.as_ref().map_or(0, |first_ms| *first_ms));
+    forgotten.map(drop)
+}
+
+/// Forgets what is due. Answers when the first of the others is.
+async fn forget_due(engine: &Engine, shard: &KeyRange, now_ms: u64) -> Result<u64> {
+    let mut first_ms = u64::MAX;
+    for partition in 0..=u8::MAX {
+        let Some(range) = shard.intersect(&KeyRange::prefix(by_expiry_prefix(partition))) else { continue };
+        loop {
+            let deadline = Instant::now() + WITHIN;
+            let page = engine
+                .rows
+                .page(range.clone(), Direction::Forward, ReadAt::Latest, TOGETHER, deadline)
+                .await?;
+            let due = page.rows.iter().map_while(|(key, _)| {
+                let (at_ms, id) = expiry_of(key)?;
+                first_ms = if at_ms > now_ms { first_ms.min(at_ms) } else { first_ms };
+                (at_ms <= now_ms).then_some(id)
+            });
+            let due: Vec<String> = due.collect();
+            for id in &due {
+                forget(engine, id).await?;
+            }
+            if due.len() < TOGETHER {
+                break;
+            }
+        }
+    }
+    Ok(first_ms)
+}
+
+/// Removes all rows of a saga that has ended; last of all those by which it is found here.
+async fn forget(engine: &Engine, id: &str) -> Result<()> {
+    for rows in [keyspace::SAGA_HISTORY, keyspace::SAGA_PAYLOAD, keyspace::SAGA_LEASE, keyspace::SAGA_NEWS] {
+        loop {
+            let deadline = Instant::now() + WITHIN;
+            let range = keyspace::saga_rows_of(id, rows);
+            let page = engine.rows.page(range, Direction::Forward, ReadAt::Latest, ROWS, deadline).await?;
+            let keys: Vec<Bytes> = page.rows.into_iter().map(|(key, _)| key).collect();
+            if keys.is_empty() {
+                break;
+            }
+            remove(engine, keys).await?;
+        }
+    }
+    let deadline = Instant::now() + WITHIN;
+    let (_, found) = engine.rows.read(&[closed_key(id)], ReadAt::Latest, deadline).await?;
+    let Some(record) = found.into_iter().flatten().next() else { return Ok(()) };
+    let state = State::decode(&record.value)?;
+    let definition = engine.definition_of(&state).await?;
+    remove(engine, keys_of_closed(id, &definition, &state)).await
+}
+
+async fn remove(engine: &Engine, keys: Vec<Bytes>) -> Result<()> {
+    let start = engine.rows.now().await?;
+    let writes = keys.into_iter().map(|key| TxnWrite::Delete { key }).collect();
+    engine.rows.commit(start, Vec::new(), writes, Instant::now() + WITHIN).await.map(drop)
+}

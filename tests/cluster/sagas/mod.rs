@@ -1,0 +1,3 @@
+//! Sagas of real processes: workers in this one, nodes in others that are killed.
+
+mod basics;
