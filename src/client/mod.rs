@@ -75,8 +75,9 @@ pub use link::{Dialer, Link, LinkError};
 pub use project::{Project, Projection, ProjectionStatus, RunningProjection, clear_prefix};
 pub use reads::{Got, Values};
 pub use replicas::HedgeAfter;
+pub use saga::measures;
 pub use saga::{
-    SagaDefinition, SagaFilter, SagaList, SagaQueue, SagaRecord, SagaStart, SagaStarted, SagaTask, SagaTasks,
+    SagaDefinition, SagaFilter, SagaList, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted, SagaTask, SagaTasks,
     SagaView, SagaWorker, Task, WorkerStats,
 };
 pub use scan::{Row, Scan, ScanOptions};

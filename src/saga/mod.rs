@@ -15,6 +15,8 @@ mod event;
 mod flow;
 #[cfg(feature = "index")]
 mod rows;
+#[cfg(feature = "server")]
+mod schedule;
 mod state;
 mod task;
 
@@ -30,5 +32,7 @@ pub use document::{
 pub use event::{Change, Event, Failure, Record, RecordKind, Refusal, Signal, TaskRef, Token};
 #[cfg(feature = "index")]
 pub use rows::*;
+#[cfg(feature = "server")]
+pub use schedule::{Overlap, Plan, Run, Schedule};
 pub use state::{Letter, Message, Outcome, Parent, Pause, Phase, State, Status, StepState, Then, call_of};
 pub use task::{Task, TaskEvent, TaskKind, TaskStatus, next_status, pause_ms};

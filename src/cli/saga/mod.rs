@@ -1,6 +1,8 @@
-//! `kvorum saga`: sagas, from their definitions to their ends. `show` is how they are told of, `definition` reads files.
+//! `kvorum saga`: sagas, from their definitions to their ends. `show` is how they are told of, `definition` reads files,
+//! `schedule` starts them again and again.
 
 mod definition;
+mod schedule;
 mod show;
 
 use std::ffi::OsString;
@@ -29,6 +31,7 @@ Examples:
   kvorum saga signal trip-17 approved '\"by Ada\"'
   kvorum saga cancel trip-17 --reason 'customer called'  undo what it did
   kvorum saga retry trip-17                             try now what waits for another attempt, or failed for good
+  kvorum saga schedule put nightly --saga report --cron '30 2 * * *' --time-zone Europe/Berlin
   kvorum saga queue set mail --rate 50                  hand out at most 50 tasks a second
 
 Workers are programs: see `Client::saga_worker` of the library, or `PollTasks` in proto/kvorum/v1/saga.proto.";
@@ -142,6 +145,11 @@ enum Command {
         id: String,
         /// The step.
         step: String,
+    },
+    /// Sagas that are started again and again, by a cron expression.
+    Schedule {
+        #[command(subcommand)]
+        command: schedule::Command,
     },
     /// How queues hand out tasks.
     Queue {
@@ -259,6 +267,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
             client.reset_saga(&id, &step).await?;
             told(context, &id, true, &format!("{id} goes back to step {step}"))
         }
+        Command::Schedule { command } => schedule::run(context, &client, command).await,
         Command::Queue { command } => queue(context, &client, command).await,
     }
 }

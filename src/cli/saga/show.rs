@@ -12,7 +12,7 @@ pub const LIST_HEADER: &str =
     "STATUS        STARTED                   SAGA                      ID                        AT";
 
 /// A time for people, in UTC.
-fn time(unix_ms: u64) -> String {
+pub fn time(unix_ms: u64) -> String {
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
     humantime::format_rfc3339_millis(at).to_string()
 }

@@ -1,6 +1,7 @@
 //! Sagas: their definitions, starting and steering them, and where they are. `worker` does their tasks.
 
 mod list;
+pub mod measures;
 mod task;
 mod worker;
 
@@ -24,7 +25,7 @@ use crate::saga::Definition;
 use crate::types::{Error, Result};
 
 pub use crate::rpc::v1::{
-    SagaDefinition, SagaFilter, SagaQueue, SagaRecord, SagaStart, SagaStarted, SagaTask, SagaTasks, SagaView,
+    SagaDefinition, SagaFilter, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted, SagaTask, SagaTasks, SagaView,
 };
 pub use list::SagaList;
 pub use task::Task;
@@ -267,6 +268,51 @@ impl Client {
         self.send_control(control).await.map(drop)
     }
 
+    /// Makes a schedule, or changes it; answers what it is. Its runs are sagas whose ids are made of its name and the time.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where it makes no sense, or there is no such saga.
+    pub async fn put_saga_schedule(&self, schedule: SagaSchedule) -> Result<SagaSchedule> {
+        let name = schedule.name.clone();
+        let put = schedules(self.about_saga(&name, Ask::PutSchedule(schedule)).await?)?;
+        put.schedules.into_iter().next().ok_or_else(unfit)
+    }
+
+    /// All schedules.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` where the cluster does not answer by the client's deadline.
+    pub async fn saga_schedules(&self) -> Result<Vec<SagaSchedule>> {
+        let (mut all, mut next) = (Vec::new(), Some(keyspace::saga_range().start));
+        while let Some(place) = next.take() {
+            let page = schedules(self.about_sagas_at(&place, Ask::Schedules(true)).await?)?;
+            all.extend(page.schedules);
+            next = Some(page.next).filter(|next| !next.is_empty());
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Drops a schedule; what it has started goes on. Answers whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`saga_schedules`](Self::saga_schedules).
+    pub async fn drop_saga_schedule(&self, name: &str) -> Result<bool> {
+        Ok(schedules(self.about_saga(name, Ask::DropSchedule(name.to_owned())).await?)?.existed)
+    }
+
+    /// Starts a run of a schedule now, whatever its time.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where there is none of the name.
+    pub async fn trigger_saga_schedule(&self, name: &str) -> Result<()> {
+        schedules(self.about_saga(name, Ask::TriggerSchedule(name.to_owned())).await?).map(drop)
+    }
+
     async fn control(&self, id: &str, action: &str, reason: &str) -> Result<bool> {
         let control = SagaControl { reason: reason.to_owned(), ..control_of(id, action) };
         Ok(!self.send_control(control).await?.already)
@@ -329,6 +375,13 @@ fn control_of(id: &str, action: &str) -> SagaControl {
 fn view(answer: Answer) -> Result<SagaView> {
     match answer {
         Answer::View(view) => Ok(view),
+        _ => Err(unfit()),
+    }
+}
+
+fn schedules(answer: Answer) -> Result<v1::SagaSchedules> {
+    match answer {
+        Answer::Schedules(schedules) => Ok(schedules),
         _ => Err(unfit()),
     }
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::Clock;
 use super::definitions::Definitions;
 use super::queues::{Poll, Poller, Queues, Waiting};
+use super::schedules;
 use super::timers::Timers;
 use super::transition::Held;
 use crate::client::Client;
@@ -124,11 +125,15 @@ impl Engine {
         for partition in 0..=u8::MAX {
             let open = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_OPEN));
             let news = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_NEWS));
+            let schedules = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_SCHEDULE));
             if let Some(open) = shard.intersect(&open) {
                 sagas += self.take_over_range(open).await?;
             }
             if let Some(news) = shard.intersect(&news) {
                 self.look_at_news(news).await?;
+            }
+            if let Some(schedules) = shard.intersect(&schedules) {
+                self.take_over_schedules(schedules).await?;
             }
         }
         tracing::info!(shard = %self.replica.group().id(), sagas, took = ?began.elapsed(), "sagas were taken over");
@@ -163,6 +168,20 @@ impl Engine {
         let has_letters = !state.letters.is_empty();
         let due_ms = state.next_due_ms(definition);
         self.timers.set(id, if has_letters { Some(0) } else { due_ms });
+    }
+
+    async fn take_over_schedules(&self, range: KeyRange) -> Result<()> {
+        let mut from = Some(range.start.clone());
+        while let Some(start) = from.take() {
+            let rest = KeyRange::new(start, range.end.clone());
+            let deadline = Instant::now() + WITHIN;
+            let page = self.rows.page(rest, Direction::Forward, ReadAt::Latest, PAGE_ROWS, deadline).await?;
+            for (key, record) in page.rows {
+                self.set_schedule(&id_of(&key)?, Some(&schedules::decode(&record.value)?));
+            }
+            from = page.next.filter(|next| range.contains(next));
+        }
+        Ok(())
     }
 
     async fn look_at_news(&self, range: KeyRange) -> Result<()> {
@@ -246,7 +265,11 @@ impl Engine {
     /// Lets happen to a saga what is due.
     async fn look(&self, id: &str) {
         let deadline = Instant::now() + WITHIN;
-        if let Err(error) = self.happen(id, Event::Tick, deadline).await {
+        let looked = match schedules::name_of(id) {
+            Some(schedule) => self.look_at_schedule(schedule, deadline).await,
+            None => self.happen(id, Event::Tick, deadline).await.map(drop),
+        };
+        if let Err(error) = looked {
             tracing::debug!(id, %error, "a saga can't be looked at now; trying on");
             self.look_again(id);
         }

@@ -2,7 +2,7 @@
 //!
 //! The node that leads a shard of sagas runs an `engine` for it; `engines` starts and stops them. `transition` is the one way
 //! by which a saga changes: a transaction that reads where the saga was. `queues` has tasks and workers that wait for each
-//! other, `timers` what is due when, `letters` what sagas tell each other, `forget` ends what has ended long ago.
+//! other, `timers` what is due when, `schedules` starts sagas again and again, `letters` what sagas tell each other, `forget` ends what has ended long ago.
 //! `commits` is what transactions of users do to sagas; `catalogue` keeps definitions, at the leader of the system shard,
 //! and `definitions` what this node knows of them; `reads` answers on any replica; `wire` is how all of it travels.
 
@@ -16,6 +16,7 @@ mod forget;
 mod letters;
 mod queues;
 mod reads;
+mod schedules;
 mod timers;
 mod transition;
 mod wire;
@@ -51,6 +52,14 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         What::Get(get) => Reply::View(readings()?.view(checked(&get.id)?, get.with_payloads).await?),
         What::History(page) => Reply::Records(readings()?.history(checked(&page.id)?, page.from).await?),
         What::List(page) => Reply::Page(readings()?.list(&place, page).await?),
+        What::Schedules(_) => Reply::Schedules(readings()?.schedules(&place).await?),
+        What::PutSchedule(schedule) => {
+            Reply::Schedules(engines.of(&place)?.put_schedule(schedule, deadline).await?)
+        }
+        What::DropSchedule(name) => Reply::Schedules(engines.of(&place)?.drop_schedule(&name, deadline).await?),
+        What::TriggerSchedule(name) => {
+            Reply::Schedules(engines.of(&place)?.trigger_schedule(&name, deadline).await?)
+        }
         What::HeldLease(lease) => {
             commits::check_lease(engines.rows(), &lease.token, Timestamp(lease.at_ts), deadline).await?;
             Reply::Done(v1::SagaDone::default())
@@ -122,7 +131,11 @@ fn ask_of(what: What) -> Result<Ask> {
         | What::Free(_)
         | What::Wait(_)
         | What::Take(_)
-        | What::Control(_) => {
+        | What::Control(_)
+        | What::PutSchedule(_)
+        | What::DropSchedule(_)
+        | What::TriggerSchedule(_)
+        | What::Schedules(_) => {
             return Err(Error::corrupt("the request is none that is for the leader's engine alone"));
         }
     })

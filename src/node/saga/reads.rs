@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::definitions::Definitions;
+use super::schedules;
 use super::transition::no_saga;
 use super::wire::{Payloads, open_steps, record_to_proto, summary_to_proto, view_to_proto};
 use crate::client::Client;
@@ -15,7 +16,7 @@ use crate::node::rows::Rows;
 use crate::rpc::v1;
 use crate::saga::{
     Definition, State, Status, by_attribute_prefix, by_status_prefix, check_name, closed_key, history_key,
-    id_by_attribute, id_by_status, open_key, output_of, records_of,
+    id_by_attribute, id_by_status, id_of, open_key, output_of, records_of,
 };
 use crate::types::{Direction, Error, KeyRange, ReadAt, Result, Timestamp, limits};
 
@@ -23,6 +24,8 @@ use crate::types::{Direction, Error, KeyRange, ReadAt, Result, Timestamp, limits
 const HISTORY_ROWS: usize = 500;
 /// Sagas that are looked at for a page of a list.
 const LIST_ROWS: usize = 500;
+/// Schedules that are read together: each has an input.
+const SCHEDULE_ROWS: usize = 20;
 
 /// Reads of sagas.
 pub struct Readings<'a> {
@@ -170,6 +173,41 @@ impl Readings<'_> {
         // What comes behind this shard's sagas is another shard's, or nothing.
         page.next = whole.end.filter(|end| keyspace::saga_range().contains(end)).unwrap_or_default();
         Ok(page)
+    }
+
+    /// A page of schedules, from a place on.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a wrong place; those of a read.
+    pub async fn schedules(&self, place: &Bytes) -> Result<v1::SagaSchedules> {
+        let shard = self.rows.holding(place)?.group().state().descriptor.range.clone();
+        let whole = shard.intersect(&keyspace::saga_range());
+        let mut reply = v1::SagaSchedules::default();
+        for partition in place.get(1).copied().unwrap_or_default()..=u8::MAX {
+            let prefix = keyspace::saga_rows(partition, keyspace::SAGA_SCHEDULE);
+            let range = KeyRange::prefix(prefix);
+            let Some(mut range) = whole.as_ref().and_then(|whole| whole.intersect(&range)) else { continue };
+            range.start = range.start.max(place.clone());
+            if range.is_empty() {
+                continue;
+            }
+            let page = self
+                .rows
+                .page(range.clone(), Direction::Forward, ReadAt::Latest, SCHEDULE_ROWS, self.deadline)
+                .await?;
+            for (key, record) in page.rows {
+                let schedule = schedules::decode(&record.value)?;
+                reply.schedules.push(schedules::to_proto(&id_of(&key)?, &schedule));
+            }
+            if let Some(next) = page.next.filter(|next| range.contains(next)) {
+                reply.next = next;
+                return Ok(reply);
+            }
+        }
+        let end = whole.and_then(|whole| whole.end);
+        reply.next = end.filter(|end| keyspace::saga_range().contains(end)).unwrap_or_default();
+        Ok(reply)
     }
 
     /// Adds what a range of index rows names. Answers where to go on, once the page is full.

@@ -209,6 +209,54 @@ impl Saga for SagaService {
         respond(controlled.await)
     }
 
+    async fn put_schedule(
+        &self,
+        request: Request<v1::PutSagaScheduleRequest>,
+    ) -> Result<Response<v1::SagaSchedule>, Status> {
+        let v1::PutSagaScheduleRequest { header, schedule } = request.into_inner();
+        let put = async {
+            let schedule = schedule.ok_or_else(|| unset("schedule"))?;
+            self.client(header.as_ref()).await?.put_saga_schedule(schedule).await
+        };
+        respond(put.await)
+    }
+
+    type ListSchedulesStream = Pin<Box<dyn Stream<Item = Result<v1::SagaSchedule, Status>> + Send>>;
+
+    async fn list_schedules(
+        &self,
+        request: Request<v1::ListSagaSchedulesRequest>,
+    ) -> Result<Response<Self::ListSchedulesStream>, Status> {
+        let header = request.into_inner().header;
+        let listed = async { self.client(header.as_ref()).await?.saga_schedules().await };
+        let schedules = listed.await.map_err(|error| convert::error_to_status(&error))?;
+        Ok(Response::new(Box::pin(futures::stream::iter(schedules.into_iter().map(Ok)))))
+    }
+
+    async fn drop_schedule(
+        &self,
+        request: Request<v1::NamedSagaScheduleRequest>,
+    ) -> Result<Response<v1::SagaSchedules>, Status> {
+        let v1::NamedSagaScheduleRequest { header, name } = request.into_inner();
+        let dropped = async {
+            let existed = self.client(header.as_ref()).await?.drop_saga_schedule(&name).await?;
+            Ok(v1::SagaSchedules { existed, ..v1::SagaSchedules::default() })
+        };
+        respond(dropped.await)
+    }
+
+    async fn trigger_schedule(
+        &self,
+        request: Request<v1::NamedSagaScheduleRequest>,
+    ) -> Result<Response<v1::SagaSchedules>, Status> {
+        let v1::NamedSagaScheduleRequest { header, name } = request.into_inner();
+        let triggered = async {
+            self.client(header.as_ref()).await?.trigger_saga_schedule(&name).await?;
+            Ok(v1::SagaSchedules { existed: true, ..v1::SagaSchedules::default() })
+        };
+        respond(triggered.await)
+    }
+
     async fn poll_tasks(
         &self,
         request: Request<v1::PollSagaTasksRequest>,
