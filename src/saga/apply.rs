@@ -140,6 +140,7 @@ impl Turn<'_> {
     }
 
     fn give_back(&mut self, token: Token) -> Result<(), Refusal> {
+        self.call(token.task)?;
         self.check_runs(token)?;
         let is_halting = token.task.kind == TaskKind::Action && self.is_halting();
         let task = self.task_mut(token.task)?;
@@ -331,7 +332,7 @@ impl Turn<'_> {
     pub(super) fn fail_wait(&mut self, at: TaskRef, failure: Failure, unsure: bool) {
         let Some(task) = self.state.task_mut(at) else { return };
         if task.step(TaskEvent::Fail) {
-            task.unsure = unsure;
+            task.unsure |= unsure;
             task.failure = Some(failure.clone());
             self.record(Some(at.step), RecordKind::Failed { kind: at.kind, attempts: 1, failure });
         }

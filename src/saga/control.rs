@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::apply::Turn;
 use super::event::{RecordKind, Refusal, TaskRef, Token};
-use super::state::{Message, Outcome, Pause, Phase, Then};
-use super::{CompensationOrder, TaskEvent, TaskKind, TaskStatus, Work};
+use super::state::{Message, Outcome, Pause, Phase, Then, call_of};
+use super::{CompensationOrder, Task, TaskEvent, TaskKind, TaskStatus, Work};
 
 impl Turn<'_> {
     pub(super) fn cancel(&mut self, reason: String) -> Result<(), Refusal> {
@@ -128,10 +128,17 @@ impl Turn<'_> {
         }
         let now_ms = self.now_ms;
         for at in &tried {
+            let is_wait = call_of(self.definition, *at).is_none();
             let task = self.task_mut(*at)?;
-            task.forgiven = task.attempts;
-            task.scheduled_ms = now_ms;
-            task.step(TaskEvent::Again);
+            if is_wait {
+                // No worker would come for it: it begins anew, as when its turn came first.
+                task.step(TaskEvent::Clear);
+                *task = Task { unsure: task.unsure, ..Task::default() };
+            } else {
+                task.forgiven = task.attempts;
+                task.scheduled_ms = now_ms;
+                task.step(TaskEvent::Again);
+            }
             self.record(Some(at.step), RecordKind::RetryRequested);
         }
         if matches!(self.state.pause, Some(Pause::Exhausted { .. } | Pause::Unknown { .. })) {

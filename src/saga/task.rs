@@ -264,11 +264,12 @@ pub fn pause_ms(retry: &Retry, attempt: u32, salt: u64) -> u64 {
         if pause >= retry.max_ms {
             break;
         }
-        pause = pause.saturating_mul(u64::from(retry.factor_percent)) / 100;
-        // A factor of 1.01 of a pause of 1 would never get anywhere.
         if retry.factor_percent == 100 {
             break;
         }
+        // A factor of 1.01 of a pause of 1 would never get anywhere.
+        let longer = pause.saturating_mul(u64::from(retry.factor_percent)) / 100;
+        pause = longer.max(pause.saturating_add(1));
     }
     let pause = pause.min(retry.max_ms);
     let less = (pause / 5).saturating_add(1);
