@@ -77,8 +77,8 @@ pub use reads::{Got, Values};
 pub use replicas::HedgeAfter;
 pub use saga::measures;
 pub use saga::{
-    SagaDefinition, SagaFilter, SagaList, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted, SagaTask, SagaTasks,
-    SagaView, SagaWorker, Task, WorkerStats,
+    SagaDefinition, SagaFilter, SagaList, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted,
+    SagaTask, SagaTasks, SagaView, SagaWorker, Task, WorkerStats,
 };
 pub use scan::{Row, Scan, ScanOptions};
 pub use session::GrpcDialer;

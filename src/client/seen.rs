@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::rpc::v1::saga_reply::What as Answer;
 use crate::rpc::v1::session_reply::Reply;
 use crate::types::{RequestId, Timestamp};
 
@@ -76,8 +77,15 @@ impl Seen {
             | Reply::Consumer(_)
             | Reply::IndexCatalogue(_)
             | Reply::IndexVersion(_)
-            | Reply::SagaCatalogue(_)
-            | Reply::Saga(_) => return,
+            | Reply::SagaCatalogue(_) => return,
+            // The transaction of a step begins where the step was handed out, or later.
+            Reply::Saga(reply) => {
+                let newest = match &reply.what {
+                    Some(Answer::Tasks(tasks)) => tasks.tasks.iter().map(|task| task.lease_ts).max(),
+                    _ => None,
+                };
+                return self.note(newest.unwrap_or_default());
+            }
         };
         if fresh { self.note_fresh(ts) } else { self.note(ts) }
     }

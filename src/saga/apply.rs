@@ -423,12 +423,11 @@ impl Turn<'_> {
             return Err(Refusal::unfit("the token is none that this saga has handed out"));
         }
         if task.fence != token.fence {
-            return Err(Refusal::Stale {
-                why: format!(
-                    "the lease of this attempt has ended, and the task was handed out again to {:?}",
-                    task.worker
-                ),
-            });
+            let why = match task.worker.as_str() {
+                "" => "the saga has gone back since".to_owned(),
+                worker => format!("its lease has ended, and the task was handed out again to {worker:?}"),
+            };
+            return Err(Refusal::Stale { why });
         }
         match task.status {
             TaskStatus::Running if !self.state.is_closed() => Ok(()),

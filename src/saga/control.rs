@@ -233,6 +233,13 @@ impl Turn<'_> {
                 "it is not known whether its pivot took effect: look, and say so with `resolve` first",
             ));
         }
+        let is_cancelled = matches!(
+            self.state.phase,
+            Phase::Halting { then: Then::Cancel } | Phase::Compensating { then: Then::Cancel }
+        );
+        if is_cancelled {
+            return Err(Refusal::unfit("it is being cancelled: let it end, and start another one"));
+        }
         let then = Then::Forward { stage };
         let reason = format!("it goes back to step {}", to.name);
         match self.state.phase {

@@ -286,11 +286,11 @@ fn check_step(step: &StepDocument, queue: &str, stage: usize) -> Result<Step> {
         );
     }
     let work = if let Some(sleep_ms) = step.sleep_ms {
-        check_ms("sleep_ms", Some(sleep_ms), 0)?;
+        check_ms(&format!("sleep_ms of step {}", step.name), Some(sleep_ms), 0)?;
         Work::Sleep { sleep_ms }
     } else if let Some(signal) = &step.signal {
         check_name("a signal", signal)?;
-        check_ms("timeout_ms", step.timeout_ms, 1)?;
+        check_ms(&format!("timeout_ms of step {}", step.name), step.timeout_ms, 1)?;
         Work::Signal { signal: signal.clone(), timeout_ms: step.timeout_ms }
     } else if let Some(child) = &step.child {
         check_name("a child saga", &child.saga)?;
@@ -334,8 +334,9 @@ fn check_call(step: &str, call: &CallDocument, queue: &str) -> Result<Call> {
     let queue = call.queue.clone().unwrap_or_else(|| queue.to_owned());
     check_name("a queue", &queue)?;
     let retry = call.retry.clone().unwrap_or_default();
-    check_ms("initial_ms", Some(retry.initial_ms), 1)?;
-    check_ms("max_ms", Some(retry.max_ms), 1)?;
+    let of_step = |what: &str| format!("{what} of step {step}");
+    check_ms(&of_step("initial_ms"), Some(retry.initial_ms), 1)?;
+    check_ms(&of_step("max_ms"), Some(retry.max_ms), 1)?;
     if !(100..=100_000).contains(&retry.factor_percent) {
         return Err(Error::invalid(format!(
             "step {step}: factor_percent is {}: say 100 (all pauses alike) to 100000",
@@ -343,9 +344,9 @@ fn check_call(step: &str, call: &CallDocument, queue: &str) -> Result<Call> {
         )));
     }
     let timeouts = call.timeouts.clone().unwrap_or_default();
-    check_ms("start_to_close_ms", Some(timeouts.start_to_close_ms), 1)?;
-    check_ms("schedule_to_close_ms", timeouts.schedule_to_close_ms, 1)?;
-    check_ms("heartbeat_ms", timeouts.heartbeat_ms, 1)?;
+    check_ms(&of_step("start_to_close_ms"), Some(timeouts.start_to_close_ms), 1)?;
+    check_ms(&of_step("schedule_to_close_ms"), timeouts.schedule_to_close_ms, 1)?;
+    check_ms(&of_step("heartbeat_ms"), timeouts.heartbeat_ms, 1)?;
     Ok(Call { handler: handler.clone(), is_txn, queue, retry, timeouts })
 }
 

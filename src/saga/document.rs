@@ -3,7 +3,7 @@
 //! It is only what was written. Whether that makes sense is found out when it becomes a
 //! [`Definition`](super::Definition).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Begins the definition of a saga.
 pub struct Saga;
@@ -68,13 +68,26 @@ pub enum CompensationOrder {
 }
 
 /// A step, or several that run side by side.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Entry {
     /// Several that run side by side. The saga goes on once all of them are done.
     Parallel(Parallel),
     /// One step.
     Step(Box<Step>),
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    /// What it is, the member `parallel` says: so an error tells of what is wrong in that, and not of everything that it
+    /// might have been.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let entry = match value.get("parallel") {
+            Some(_) => serde_json::from_value(value).map(Self::Parallel),
+            None => serde_json::from_value(value).map(Self::Step),
+        };
+        entry.map_err(serde::de::Error::custom)
+    }
 }
 
 /// Steps that run side by side.

@@ -152,9 +152,13 @@ impl Turn<'_> {
             TaskStatus::Ready | TaskStatus::Running | TaskStatus::Backoff => false,
             _ => {
                 let name = self.name_of(step).to_owned();
+                // While it goes back anyway, the pivot itself is not wanted any more.
+                let or_retry = match (self.state.phase, has_check) {
+                    (Phase::Forward, _) | (_, true) => ", or have it tried again with `retry`",
+                    _ => "",
+                };
                 let reason = format!(
-                    "it is not known whether the pivot {name} took effect: look, and say so with `resolve`, or have it \
-                     tried again with `retry`"
+                    "it is not known whether the pivot {name} took effect: look, and say so with `resolve`{or_retry}"
                 );
                 self.stand(Pause::Unknown { step }, reason);
                 false
@@ -336,9 +340,14 @@ impl Turn<'_> {
 
     /// Steps that have taken effect, or may have or still may, and are not undone.
     fn not_undone(&self) -> Vec<String> {
+        let is_txn = |step| match self.definition.step(step).map(|step| &step.work) {
+            Some(Work::Call(call)) => call.is_txn,
+            _ => false,
+        };
         let stands = |step: usize| {
             self.state.steps.get(step).is_some_and(|state| {
-                let may_come = state.action.status == TaskStatus::Running;
+                // A transaction that is not committed by now can't be any more.
+                let may_come = state.action.status == TaskStatus::Running && !is_txn(step);
                 (state.may_have_effect() || may_come) && state.compensation.status != TaskStatus::Done
             })
         };

@@ -53,7 +53,10 @@ impl Overlap {
             return Ok(Self::default());
         }
         Self::ALL.into_iter().find(|one| one.name() == name).ok_or_else(|| {
-            Error::invalid(format!("overlap is {name:?}: say one of {}", Self::ALL.map(Self::name).join(", ")))
+            Error::invalid(format!(
+                "overlap is {name:?}: say one of {}",
+                Self::ALL.map(Self::name).join(", ")
+            ))
         })
     }
 }
@@ -109,7 +112,9 @@ impl Plan {
         let zone: Tz = match self.time_zone.as_str() {
             "" => Tz::UTC,
             name => Tz::from_str(name).map_err(|_| {
-                Error::invalid(format!("{name:?} is no time zone: give one such as Europe/Berlin, or none for UTC"))
+                Error::invalid(format!(
+                    "{name:?} is no time zone: give one such as Europe/Berlin, or none for UTC"
+                ))
             })?,
         };
         let cron = Cron::from_str(&self.cron).map_err(|error| {

@@ -49,12 +49,11 @@ pub async fn locked_by(txn: &Txn, key: impl AsRef<[u8]>) -> Result<Option<String
 pub async fn semantic_lock(txn: &Txn, key: impl AsRef<[u8]>, saga_id: &str) -> Result<(), Failure> {
     let key = key.as_ref();
     match locked_by(txn, key).await? {
-        Some(other) if other != saga_id => Err(Failure::new(format!(
-            "saga {other} has {:?} under way",
-            String::from_utf8_lossy(key)
-        ))
-        .kind("locked")
-        .did_nothing()),
+        Some(other) if other != saga_id => {
+            Err(Failure::new(format!("saga {other} has {:?} under way", String::from_utf8_lossy(key)))
+                .kind("locked")
+                .did_nothing())
+        }
         Some(_) => Ok(()),
         None => Ok(txn.put(mark_of(key), saga_id.to_owned())?),
     }
@@ -162,7 +161,8 @@ fn added_before(task: &Task) -> Result<(Vec<(Bytes, i64)>, i64), Failure> {
     // A transaction is never unsure: where there is no output, nothing was added.
     let noted: Vec<(String, i64)> = task.output_json(task.step())?.unwrap_or_default();
     let deltas = noted.into_iter().map(|(key, delta)| {
-        let key = hex::decode(&key).map_err(|error| Failure::refused(format!("the step's output has no key: {error}")))?;
+        let key = hex::decode(&key)
+            .map_err(|error| Failure::refused(format!("the step's output has no key: {error}")))?;
         Ok((Bytes::from(key), delta))
     });
     Ok((deltas.collect::<Result<_, Failure>>()?, -1))

@@ -25,7 +25,8 @@ use crate::saga::Definition;
 use crate::types::{Error, Result};
 
 pub use crate::rpc::v1::{
-    SagaDefinition, SagaFilter, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted, SagaTask, SagaTasks, SagaView,
+    SagaDefinition, SagaFilter, SagaQueue, SagaRecord, SagaSchedule, SagaStart, SagaStarted, SagaTask,
+    SagaTasks, SagaView,
 };
 pub use list::SagaList;
 pub use task::Task;

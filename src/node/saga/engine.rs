@@ -202,7 +202,7 @@ impl Engine {
     async fn hear(&self, mut news: mpsc::UnboundedReceiver<Bytes>) {
         while let Some(key) = news.recv().await {
             match id_of(&key) {
-                Ok(id) => self.look_soon(id).await,
+                Ok(id) => self.take_in_soon(id, key).await,
                 Err(error) => tracing::error!(%error, "a saga has a malformed row"),
             }
         }
@@ -260,6 +260,22 @@ impl Engine {
     pub(super) fn give_back_soon(&self, task: v1::SagaTask) {
         let Some(engine) = self.shared() else { return };
         tokio::spawn(async move { engine.give_back(&task).await });
+    }
+
+    /// Has a saga take in what a transaction of users has written for it, in the background.
+    async fn take_in_soon(&self, id: String, news: Bytes) {
+        let (Some(engine), Ok(permit)) = (self.this.upgrade(), self.at_once.clone().acquire_owned().await)
+        else {
+            return;
+        };
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = engine.take_in(&id, &news, Instant::now() + WITHIN).await {
+                tracing::debug!(id, %error, "a saga can't take in now what was committed for it; trying on");
+                engine.refresh(&id).await;
+                engine.look_again(&id);
+            }
+        });
     }
 
     /// Lets happen to a saga what is due.

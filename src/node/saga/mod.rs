@@ -56,7 +56,9 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         What::PutSchedule(schedule) => {
             Reply::Schedules(engines.of(&place)?.put_schedule(schedule, deadline).await?)
         }
-        What::DropSchedule(name) => Reply::Schedules(engines.of(&place)?.drop_schedule(&name, deadline).await?),
+        What::DropSchedule(name) => {
+            Reply::Schedules(engines.of(&place)?.drop_schedule(&name, deadline).await?)
+        }
         What::TriggerSchedule(name) => {
             Reply::Schedules(engines.of(&place)?.trigger_schedule(&name, deadline).await?)
         }

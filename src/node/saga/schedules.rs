@@ -90,7 +90,11 @@ impl Engine {
     /// # Errors
     ///
     /// `Invalid` where it makes no sense, or there is no such saga.
-    pub async fn put_schedule(&self, asked: v1::SagaSchedule, deadline: Instant) -> Result<v1::SagaSchedules> {
+    pub async fn put_schedule(
+        &self,
+        asked: v1::SagaSchedule,
+        deadline: Instant,
+    ) -> Result<v1::SagaSchedules> {
         let plan = plan_of(&asked)?;
         self.definitions.get(&self.client, &plan.saga, plan.version).await?;
         let change = |old: Option<Schedule>, now_ms| match old {
@@ -124,8 +128,8 @@ impl Engine {
     pub async fn trigger_schedule(&self, name: &str, deadline: Instant) -> Result<v1::SagaSchedules> {
         check_name("the schedule", name)?;
         let trigger = |old: Option<Schedule>, now_ms| {
-            let mut schedule =
-                old.ok_or_else(|| Error::invalid(format!("there is no schedule {name}: see which there are")))?;
+            let mut schedule = old
+                .ok_or_else(|| Error::invalid(format!("there is no schedule {name}: see which there are")))?;
             schedule.trigger(name, now_ms);
             Ok(Some(schedule))
         };
@@ -216,8 +220,7 @@ impl Engine {
     ) -> Result<(bool, Option<Schedule>)> {
         let key = key_of(name);
         for _ in 0..ATTEMPTS {
-            let (as_of, found) =
-                self.rows.read(std::slice::from_ref(&key), ReadAt::Latest, deadline).await?;
+            let (as_of, found) = self.rows.read(std::slice::from_ref(&key), ReadAt::Latest, deadline).await?;
             let old = found.into_iter().flatten().next().map(|record| decode(&record.value)).transpose()?;
             let new = change(old.clone(), self.clock.now_ms())?;
             let write = match &new {

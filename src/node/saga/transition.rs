@@ -43,7 +43,9 @@ pub(super) struct Loaded {
     pub(super) state: State,
     pub(super) definition: Arc<Definition>,
     pub(super) payloads: Payloads,
-    /// As of when it is that.
+    /// When it was stored.
+    stored: Timestamp,
+    /// As of when it is that still.
     as_of: Timestamp,
     /// When that was here.
     at: Instant,
@@ -103,6 +105,34 @@ impl Engine {
         let held = self.held(id);
         let mut loaded = held.loaded.lock().await;
         self.happen_to(&mut loaded, id, event, deadline).await
+    }
+
+    /// Takes in what a transaction of users has written for a saga.
+    ///
+    /// # Errors
+    ///
+    /// Those of a read and of a commit.
+    pub(super) async fn take_in(&self, id: &str, news: &Bytes, deadline: Instant) -> Result<()> {
+        let held = self.held(id);
+        let mut loaded = held.loaded.lock().await;
+        if let Some(now) = loaded.as_mut() {
+            let at = Instant::now();
+            let keys = [open_key(id), news.clone()];
+            let (as_of, found) = self.rows.read(&keys, ReadAt::Latest, deadline).await?;
+            let mut found = found.into_iter();
+            let is_same = found.next().flatten().is_some_and(|record| record.commit_ts == now.stored);
+            match found.next().flatten() {
+                Some(record) if is_same && *news != started_key(id) => {
+                    now.done.retain(|(key, _)| key != news);
+                    now.done.push((news.clone(), decode_done(&record.value)?));
+                    (now.as_of, now.at) = (as_of, at);
+                }
+                // It was taken in before.
+                None if is_same => {}
+                _ => *loaded = None,
+            }
+        }
+        self.happen_to(&mut loaded, id, Event::Tick, deadline).await.map(drop)
     }
 
     /// Has a saga read anew when something next happens to it.
@@ -199,7 +229,7 @@ impl Engine {
                 self.clock.note(committed);
                 now.payloads.outputs.extend(plan.change.outputs);
                 now.state = plan.state;
-                (now.as_of, now.at) = (committed, Instant::now());
+                (now.stored, now.as_of, now.at) = (committed, committed, Instant::now());
                 (now.done, now.is_new) = (Vec::new(), false);
                 self.published(id, now, plan.handed);
                 Ok(())
@@ -215,9 +245,10 @@ impl Engine {
 
     /// Tells of a saga as it is stored now: workers, timers, other sagas, and who waits for its end.
     fn published(&self, id: &str, now: &Loaded, handed: Vec<(TaskRef, Poller)>) {
-        let now_ms = self.clock.now_ms();
+        let handed_out = (self.clock.now_ms(), now.as_of);
         for (at, poller) in handed {
-            if let Some(task) = task_to_proto(id, &now.definition, &now.state, &now.payloads, at, now_ms) {
+            if let Some(task) = task_to_proto(id, &now.definition, &now.state, &now.payloads, at, handed_out)
+            {
                 self.deliver(task, poller);
             }
         }
@@ -247,8 +278,15 @@ impl Engine {
         let event = Event::HandOut { task: waiting.task, worker: worker.to_owned() };
         match self.happen_to(&mut loaded, &waiting.id, event, deadline).await {
             Ok(_) => Ok(loaded.as_ref().and_then(|now| {
-                let now_ms = self.clock.now_ms();
-                task_to_proto(&waiting.id, &now.definition, &now.state, &now.payloads, waiting.task, now_ms)
+                let handed_out = (self.clock.now_ms(), now.as_of);
+                task_to_proto(
+                    &waiting.id,
+                    &now.definition,
+                    &now.state,
+                    &now.payloads,
+                    waiting.task,
+                    handed_out,
+                )
             })),
             Err(error) if error.kind == ErrorKind::Invalid => Ok(None),
             Err(error) => Err(error),
@@ -308,6 +346,7 @@ impl Engine {
                         state: plan.state,
                         definition: definition.clone(),
                         payloads,
+                        stored: committed,
                         as_of: committed,
                         at: Instant::now(),
                         done: Vec::new(),
@@ -338,19 +377,18 @@ impl Engine {
         let mut found = found.into_iter();
         let Some(record) = found.next().flatten() else { return Ok(None) };
         let is_new = found.next().flatten().is_some();
-        let state = State::decode(&record.value)?;
+        let (state, stored) = (State::decode(&record.value)?, record.commit_ts);
         let definition = self.definition_of(&state).await?;
         let payloads = self.payloads(id, as_of, deadline).await?;
         let mut done = Vec::new();
         for (key, record) in
             self.all(keyspace::saga_rows_of(id, keyspace::SAGA_NEWS), as_of, deadline).await?
         {
-            let news: TxnDone = codec::decode(&record.value, "what a step's transaction came to")?;
-            done.push((key, news));
+            done.push((key, decode_done(&record.value)?));
         }
         let taken = apply(&state, &definition, self.clock.now_ms(), Event::TakenOver);
         let state = taken.map(|(state, _)| state).unwrap_or(state);
-        Ok(Some(Loaded { state, definition, payloads, as_of, at, done, is_new }))
+        Ok(Some(Loaded { state, definition, payloads, stored, as_of, at, done, is_new }))
     }
 
     /// A saga's input, and what its steps came to.
@@ -408,6 +446,10 @@ impl Engine {
         let (_, found) = self.rows.read(&[open_key(id)], ReadAt::Latest, deadline).await?;
         Ok(found.into_iter().flatten().next().is_none())
     }
+}
+
+fn decode_done(value: &[u8]) -> Result<TxnDone> {
+    codec::decode(value, "what a step's transaction came to")
 }
 
 /// What is answered.

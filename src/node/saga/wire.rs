@@ -9,6 +9,7 @@ use crate::saga::{
     Call, Definition, Failure, Outcome, Pause, Record, RecordKind, State, Task, TaskKind, TaskRef,
     TaskStatus, Token, Work, call_of,
 };
+use crate::types::Timestamp;
 
 /// What a saga and its steps came from and to, as far as it was read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -47,7 +48,7 @@ pub(super) fn task_to_proto(
     state: &State,
     payloads: &Payloads,
     at: TaskRef,
-    now_ms: u64,
+    (now_ms, handed_out): (u64, Timestamp),
 ) -> Option<v1::SagaTask> {
     let (step, call, task) = (definition.step(at.step)?, call_of(definition, at)?, state.task(at)?);
     let outputs = payloads.outputs.iter().filter_map(|(number, output)| {
@@ -71,6 +72,7 @@ pub(super) fn task_to_proto(
         heartbeat_ms: call.timeouts.heartbeat_ms.unwrap_or_default(),
         key: format!("{id}/{}/{}", step.name, at.kind.name()),
         queue: call.queue.clone(),
+        lease_ts: handed_out.0,
     })
 }
 

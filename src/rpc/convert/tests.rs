@@ -146,7 +146,7 @@ proptest! {
         commit.read_ranges.reverse();
         commit.writes.reverse();
         let back = call_from_proto(Request::Commit(commit)).expect("proper");
-        prop_assert_eq!(back, Call::Commit { id_unique: unique, start_ts: start, part });
+        prop_assert_eq!(back, Call::Commit { id_unique: unique, start_ts: start, part, sagas: SagaPart::default() });
     }
 
     #[test]

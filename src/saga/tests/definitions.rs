@@ -102,11 +102,11 @@ fn what_is_refused() {
     step a: `queue`, `retry` and `timeouts` are for what a worker does: leave them out
     step a: `queue`, `retry` and `timeouts` are for what a worker does: leave them out
     step a: `queue`, `retry` and `timeouts` are for what a worker does: leave them out
-    sleep_ms is 315360000001: say 0 to 315360000000 milliseconds (ten years)
+    sleep_ms of step a is 315360000001: say 0 to 315360000000 milliseconds (ten years)
     step a: what only waits has nothing to undo, and is no pivot
     step a: what only waits has nothing to undo, and is no pivot
     a signal is named "": a name has 1 to 64 letters, digits, -, _ and .
-    timeout_ms is 0: say 1 to 315360000000 milliseconds (ten years)
+    timeout_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
     a child saga is named "b c": a name has 1 to 64 letters, digits, -, _ and .
     step a: its saga's version is 0: versions count from 1
     step a: a child saga can't be the pivot: it may come to be compensated itself
@@ -118,13 +118,13 @@ fn what_is_refused() {
     step a: a compensation, or a check, is one of `activity` and `txn`: say which handler
     a handler is named "b c": a name has 1 to 64 letters, digits, -, _ and .
     a queue is named "b c": a name has 1 to 64 letters, digits, -, _ and .
-    initial_ms is 0: say 1 to 315360000000 milliseconds (ten years)
-    max_ms is 0: say 1 to 315360000000 milliseconds (ten years)
+    initial_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
+    max_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
     step a: factor_percent is 99: say 100 (all pauses alike) to 100000
     step a: factor_percent is 100001: say 100 (all pauses alike) to 100000
-    start_to_close_ms is 0: say 1 to 315360000000 milliseconds (ten years)
-    schedule_to_close_ms is 0: say 1 to 315360000000 milliseconds (ten years)
-    heartbeat_ms is 0: say 1 to 315360000000 milliseconds (ten years)
+    start_to_close_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
+    schedule_to_close_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
+    heartbeat_ms of step a is 0: say 1 to 315360000000 milliseconds (ten years)
     steps a and b are both pivots: a saga has one point after which there is no way back
     the pivot a runs beside other steps: let it stand alone, so that all before it is done
     step b comes after the pivot a and has a compensation: it would never run, since from there on the saga only goes forward; move the step before the pivot, or leave the compensation out
@@ -161,15 +161,15 @@ fn json_that_is_no_definition() {
     insta::assert_snapshot!(shown.join("\n"), @r##"
     fine
     fine
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 85; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 95; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 97; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 105; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 92; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 71; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 101; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 74; see docs/SAGAS.md for what a step may have
-    the definition of the saga is not as it must be: data did not match any variant of untagged enum Entry at line 1 column 59; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `colour`, expected one of `name`, `activity`, `txn`, `sleep_ms`, `signal`, `child`, `compensation`, `pivot`, `check`, `queue`, `retry`, `timeouts`, `timeout_ms` at line 1 column 85; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `tries`, expected one of `initial_ms`, `factor_percent`, `max_ms`, `max_attempts`, `final_kinds` at line 1 column 95; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `beat`, expected one of `start_to_close_ms`, `schedule_to_close_ms`, `heartbeat_ms` at line 1 column 97; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `sleep_ms`, expected one of `activity`, `txn`, `queue`, `retry`, `timeouts` at line 1 column 105; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `colour`, expected `saga` or `version` at line 1 column 92; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: invalid value: integer `-1`, expected u64 at line 1 column 71; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `name`, expected `parallel` at line 1 column 101; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: unknown field `parallel`, expected one of `name`, `activity`, `txn`, `sleep_ms`, `signal`, `child`, `compensation`, `pivot`, `check`, `queue`, `retry`, `timeouts`, `timeout_ms` at line 1 column 74; see docs/SAGAS.md for what a step may have
+    the definition of the saga is not as it must be: missing field `name` at line 1 column 59; see docs/SAGAS.md for what a step may have
     the definition of the saga is not as it must be: EOF while parsing a value at line 1 column 0; see docs/SAGAS.md for what a step may have
     the definition of the saga is not as it must be: invalid length 0, expected struct Document with 7 elements at line 1 column 2; see docs/SAGAS.md for what a step may have
     the definition of the saga is not as it must be: missing field `steps` at line 1 column 27; see docs/SAGAS.md for what a step may have

@@ -230,6 +230,10 @@ impl World {
         match event {
             Event::HandOut { task, .. } => {
                 let call = self.call(*task).expect("a worker's task");
+                assert!(
+                    before.pause.is_none() && !before.is_closed(),
+                    "nothing is begun while it stands still"
+                );
                 let token = self.machine.token(*task);
                 assert!(token.fence > self.model.last_fence, "fences rise");
                 let whole = now_ms + call.timeouts.start_to_close_ms;
@@ -241,7 +245,9 @@ impl World {
                 self.tokens.push(token);
             }
             Event::Return { token } => *self.live(*token) = None,
-            Event::Complete { token, output, .. } => {
+            Event::Complete { token, output, is_committed } => {
+                let is_txn = self.call(token.task).is_some_and(|call| call.is_txn);
+                assert!(!is_txn || *is_committed, "a transaction is done once it is committed");
                 *self.live(*token) = None;
                 let facts = &mut self.model.steps[token.task.step];
                 match (token.task.kind, &**output) {
@@ -413,7 +419,10 @@ impl World {
                 assert!(self.model.is_terminated, "somebody wanted that");
                 let stands = |(step, facts): &(usize, &Facts)| {
                     let is_wait = matches!(self.step(*step).work, Work::Sleep { .. } | Work::Signal { .. });
-                    (self.may_have_effect(*step) || facts.action.is_some()) && !facts.is_undone && !is_wait
+                    // What is not committed by then can't be any more.
+                    let is_txn = matches!(&self.step(*step).work, Work::Call(call) if call.is_txn);
+                    let may_come = facts.action.is_some() && !is_txn;
+                    (self.may_have_effect(*step) || may_come) && !facts.is_undone && !is_wait
                 };
                 let expected: Vec<_> =
                     all().filter(stands).map(|(step, _)| self.step(step).name.clone()).collect();
