@@ -17,9 +17,7 @@ pub fn read(file: &Path) -> Result<Definition, Failure> {
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
         true => std::io::stdin().take(most + 1).read_to_string(&mut text),
-        false => {
-            std::fs::File::open(file).and_then(|opened| opened.take(most + 1).read_to_string(&mut text))
-        }
+        false => std::fs::File::open(file).and_then(|opened| opened.take(most + 1).read_to_string(&mut text)),
     };
     read.map_err(|error| file_error(file, "the definition", &error))?;
     Ok(parse(&text)?)

@@ -285,7 +285,12 @@ async fn define(context: &Context, file: &std::path::Path, check_only: bool) -> 
     print_line(match context.output {
         Format::Text => {
             let done = if check_only { "is well-formed" } else { "is defined" };
-            format!("saga {} version {} {done}\n{}", definition.name(), definition.version(), show::outline(&definition))
+            format!(
+                "saga {} version {} {done}\n{}",
+                definition.name(),
+                definition.version(),
+                show::outline(&definition)
+            )
         }
         Format::Json => definition.to_json(),
     })?;
@@ -318,7 +323,9 @@ async fn begin(context: &Context, client: &Client, start: SagaStart, wait: bool)
         return ended(context, &client.wait_for_saga(&id).await?);
     }
     print_line(match context.output {
-        Format::Text if started.already => format!("saga {id} was started before (version {})", started.version),
+        Format::Text if started.already => {
+            format!("saga {id} was started before (version {})", started.version)
+        }
         Format::Text => format!("saga {id} is started (version {})", started.version),
         Format::Json => {
             json!({ "id": id, "version": started.version, "already": started.already }).to_string()
@@ -422,9 +429,7 @@ async fn queue(context: &Context, client: &Client, command: QueueCommand) -> Res
                     table.to_string()
                 }
                 Format::Json => {
-                    let one = |queue: &crate::client::SagaQueue| {
-                        json!({ "name": queue.name, "rate_per_s": queue.rate_per_s })
-                    };
+                    let one = |queue: &crate::client::SagaQueue| json!({ "name": queue.name, "rate_per_s": queue.rate_per_s });
                     json!({ "queues": queues.iter().map(one).collect::<Vec<_>>() }).to_string()
                 }
             })?;

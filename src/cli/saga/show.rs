@@ -75,7 +75,8 @@ fn step_line(step: &SagaStepView, width: usize, now_ms: u64) -> String {
     };
     let pivot = if step.is_pivot { " (pivot)" } else { "" };
     let name = format!("{}{pivot}", step.name);
-    let mut line = format!("{mark} {name:<width$}  {}", task_text(&action, &step.work, now_ms), width = width + 8);
+    let mut line =
+        format!("{mark} {name:<width$}  {}", task_text(&action, &step.work, now_ms), width = width + 8);
     if let Some(task) = undone {
         line += &format!(" · undo {}", task_text(task, "activity", now_ms));
     }
