@@ -15,7 +15,7 @@ use crate::crew::{Member, free_addresses};
 use crate::worker::Names;
 
 /// The pause between two kills.
-const PAUSE: std::ops::Range<Duration> = Duration::from_millis(400)..Duration::from_millis(1_600);
+const PAUSE: std::ops::Range<Duration> = Duration::from_millis(1_000)..Duration::from_millis(2_500);
 
 /// The names of the services, which are also those of their ledgers.
 pub const SERVICES: [&str; 3] = ["flights", "hotels", "payments"];

@@ -237,14 +237,21 @@ async fn settle(names: Arc<Names>, task: Task, txn: Txn) -> Result<Bytes, Failur
     let number = |step| -> Result<serde_json::Value, Failure> {
         Ok(task.output_json::<serde_json::Value>(step)?.unwrap_or_default()["number"].take())
     };
-    let order = json!({
-        "state": "sold",
-        "flight": number("flight")?,
-        "hotel": number("hotel")?,
-        // Where only the check found out that it is paid, the payment's number is not known.
-        "payment": task.output("payment").filter(|output| !output.is_empty()).map(|_| number("payment")).transpose()?,
-    });
-    txn.put(names.order(trip), order.to_string())?;
+    // The order was written when the saga was started, or is only now, where the saga was started by itself.
+    let key = names.order(trip);
+    let mut order: serde_json::Map<String, serde_json::Value> = match txn.get(&key).await? {
+        Some(order) => serde_json::from_slice(&order.value)
+            .map_err(|error| Failure::refused(format!("{key} holds no order: {error}")))?,
+        None => serde_json::Map::new(),
+    };
+    order.insert("state".to_owned(), "sold".into());
+    order.insert("flight".to_owned(), number("flight")?);
+    order.insert("hotel".to_owned(), number("hotel")?);
+    // Where only the check found out that it is paid, the number of the payment is not known.
+    if task.output("payment").is_some_and(|output| !output.is_empty()) {
+        order.insert("payment".to_owned(), number("payment")?);
+    }
+    txn.put(key, json!(order).to_string())?;
     txn.add(names.settled(trip), 1)?;
     Ok(Bytes::new())
 }
