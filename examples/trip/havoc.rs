@@ -110,8 +110,8 @@ impl Crew {
         Ok(Self { services, workers, random })
     }
 
-    /// Kills now a worker, now a service, now a node, each at random and with another in its place, until told to stop.
-    /// Also an error where one of them has ended by itself.
+    /// Where the nodes are the run's own, kills now one of them, now a worker, now a service, each with another one in its
+    /// place, until told to stop. Answers an error where one of them has ended by itself.
     pub async fn havoc(
         &mut self,
         mut cluster: Option<&mut Cluster>,
@@ -130,9 +130,9 @@ impl Crew {
                 self.services.iter_mut().try_for_each(|(service, _)| service.check())?;
                 let Some(cluster) = cluster.as_mut() else { continue };
                 match turn {
-                    0 => self.kill_a_worker(&mut kills).await?,
-                    1 => self.kill_a_service(&mut kills).await?,
-                    _ => kills.nodes += u32::from(cluster.kill_a_leader(client).await?),
+                    0 => kills.nodes += u32::from(cluster.kill_a_leader(client).await?),
+                    1 => self.kill_a_worker(&mut kills).await?,
+                    _ => self.kill_a_service(&mut kills).await?,
                 }
             }
         }
