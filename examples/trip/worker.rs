@@ -18,6 +18,9 @@ use crate::Result;
 use crate::args::Args;
 use crate::wire::{Answer, Request, What, call};
 
+/// How long a worker that is to stop takes for what it has begun, at most.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
 /// What a trip's saga is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trip {
@@ -163,7 +166,15 @@ pub async fn run(mut args: Args) -> Result<()> {
             None => Ok(()),
         }
     };
-    tokio::try_join!(booker, mailer)?;
+    // It finishes what it has begun, and is not stopped by a cluster that is gone.
+    let given_up = async {
+        stop.cancelled().await;
+        sleep(STOP_WITHIN).await;
+    };
+    tokio::select! {
+        done = async { tokio::try_join!(booker, mailer) } => done.map(drop)?,
+        () = given_up => {}
+    }
     Ok(())
 }
 

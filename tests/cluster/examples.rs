@@ -148,7 +148,7 @@ async fn trips_with_a_worker_in_python_and_services_with_bugs() {
     for (bug, told) in
         [("double-pay", "payments: 2, and should be 1"), ("no-cancel", "stand: 1, and should be 0")]
     {
-        let mut broken = trips(60);
+        let mut broken = trips(120);
         // It leaves its ledgers for somebody to look at.
         broken.env("TMPDIR", cluster.dir.path());
         let broken =
