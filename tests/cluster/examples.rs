@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Cluster, Process};
+use crate::support::{Cluster, Process, turn};
 
 /// The directory of this build's binaries: `target/debug`.
 fn build_dir() -> PathBuf {
@@ -115,6 +115,48 @@ async fn the_python_example_puts_gets_scans_and_commits() {
     let told = String::from_utf8_lossy(&failed.stderr);
     assert!(!failed.status.success(), "it succeeded without a cluster");
     assert!(told.contains("UNAVAILABLE (unavailable): ") && told.contains("cluster init"), "{told}");
+}
+
+/// A run of the example of trips, of so many of them.
+fn trips(sagas: u32) -> Command {
+    let mut trip = rust_example("trip");
+    trip.args(["--sagas", &sagas.to_string(), "--fail-percent", "20"]).env_remove("TRIP_BREAK");
+    trip
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trips_are_booked_whole_or_not_at_all_while_everything_is_killed() {
+    // It has nodes of its own.
+    let _turn = turn().await;
+    let mut trip = trips(150);
+    trip.args(["--kill", "--kvorum", env!("CARGO_BIN_EXE_kvorum")]);
+    let text = tokio::task::spawn_blocking(move || output(&mut trip)).await.expect("it ran");
+    assert!(text.contains("\n150 trips in ") && text.ends_with("the books are right\n"), "{text}");
+    assert!(!text.contains(", 0 nodes"), "no node was killed: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trips_with_a_worker_in_python_and_services_with_bugs() {
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/requirements.txt");
+    let python =
+        tokio::task::spawn_blocking(move || python(&requirements)).await.expect("a Python with grpcio");
+    let cluster = Cluster::start(3, 8).await;
+    let endpoints = cluster.endpoints().join(",");
+    let text = output(trips(60).args(["--endpoints", &endpoints, "--python"]).arg(python));
+    assert!(text.contains("\n60 trips in ") && text.ends_with("the books are right\n"), "{text}");
+    // The same cluster again. Whatever is wrong with a service, the comparison tells.
+    for (bug, told) in
+        [("double-pay", "payments: 2, and should be 1"), ("no-cancel", "stand: 1, and should be 0")]
+    {
+        let mut broken = trips(120);
+        // It leaves its ledgers for somebody to look at.
+        broken.env("TMPDIR", cluster.dir.path());
+        let broken =
+            broken.args(["--endpoints", &endpoints]).env("TRIP_BREAK", bug).output().expect("it runs");
+        let text = String::from_utf8_lossy(&broken.stdout);
+        assert_eq!(broken.status.code(), Some(1), "{bug}: {text}{}", String::from_utf8_lossy(&broken.stderr));
+        assert!(text.contains("THE BOOKS ARE WRONG") && text.contains(told), "{bug}: {text}");
+    }
 }
 
 /// A Python that has what the example needs, in an environment of its own beside the build; made once.
