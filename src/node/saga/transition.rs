@@ -117,19 +117,22 @@ impl Engine {
         let mut loaded = held.loaded.lock().await;
         if let Some(now) = loaded.as_mut() {
             let at = Instant::now();
-            let keys = [open_key(id), news.clone()];
+            // Of all transactions that may be committed meanwhile, not only of the one that was heard of: what is known is
+            // all that there is as of the moment that it is said to be of.
+            let keys = reads_of_change(id, &now.definition, &now.state);
             let (as_of, found) = self.rows.read(&keys, ReadAt::Latest, deadline).await?;
-            let mut found = found.into_iter();
-            let is_same = found.next().flatten().is_some_and(|record| record.commit_ts == now.stored);
-            match found.next().flatten() {
-                Some(record) if is_same && *news != started_key(id) => {
-                    now.done.retain(|(key, _)| key != news);
-                    now.done.push((news.clone(), decode_done(&record.value)?));
-                    (now.as_of, now.at) = (as_of, at);
+            let mut found = keys.iter().zip(found);
+            let stored = found.next().and_then(|(_, record)| record).map(|record| record.commit_ts);
+            if stored == Some(now.stored) && *news != started_key(id) {
+                now.done.clear();
+                for (key, record) in found {
+                    if let Some(record) = record {
+                        now.done.push((key.clone(), decode_done(&record.value)?));
+                    }
                 }
-                // It was taken in before.
-                None if is_same => {}
-                _ => *loaded = None,
+                (now.as_of, now.at) = (as_of, at);
+            } else {
+                *loaded = None;
             }
         }
         self.happen_to(&mut loaded, id, Event::Tick, deadline).await.map(drop)

@@ -1,82 +1,13 @@
 //! One saga at a time, on a store in this process: forward, back, and what can be done to it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvorum::Client;
-use kvorum::client::{SagaStart, SagaView, Task};
+use kvorum::client::SagaStart;
 use kvorum::saga::{Failure, Retry, Saga, Step, Timeouts};
 use kvorum::testing::TestStore;
-use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// What handlers were called for, in the order of it.
-type Log = Arc<Mutex<Vec<String>>>;
-
-fn note(log: &Log, task: &Task) {
-    let kind = if task.info().kind == "action" { "" } else { "undo " };
-    log.lock().push(format!("{kind}{}", task.step()));
-}
-
-struct Worker {
-    stop: CancellationToken,
-    running: JoinHandle<kvorum::Result<()>>,
-}
-
-impl Worker {
-    async fn stop(self) {
-        self.stop.cancel();
-        self.running.await.expect("it runs").expect("it stopped");
-    }
-}
-
-/// A worker of queue `trip` with a handler `do`, which fails for good where the input names the step, `undo`, and a
-/// transaction `count`.
-fn work(client: &Client, log: &Log) -> Worker {
-    let stop = CancellationToken::new();
-    let (doing, undoing, counting) = (log.clone(), log.clone(), log.clone());
-    let worker = client
-        .saga_worker("trip")
-        .activity("do", move |task| {
-            note(&doing, &task);
-            async move {
-                match task.input() == task.step().as_bytes() {
-                    true => Err(Failure::refused("it is to fail")),
-                    false => Ok(format!("did {}", task.step()).into()),
-                }
-            }
-        })
-        .activity("undo", move |task| {
-            note(&undoing, &task);
-            async move { Ok("".into()) }
-        })
-        .txn("count", move |task, txn| {
-            note(&counting, &task);
-            async move {
-                txn.add("count", if task.info().kind == "action" { 1 } else { -1 })?;
-                Ok("counted".into())
-            }
-        });
-    let running = tokio::spawn(worker.run(stop.clone()));
-    Worker { stop, running }
-}
-
-async fn define(client: &Client) {
-    let activity = |name: &str| Step::activity(name).handler("do").compensate_with("undo");
-    let trip = Saga::define("trip", 1)
-        .step(activity("flight"))
-        .parallel([activity("hotel"), activity("car")])
-        .step(Step::txn("tally").handler("count").compensate_with_txn("count"))
-        .step(Step::activity("payment").handler("do").pivot())
-        .step(Step::activity("mail").handler("do"));
-    client.define_saga(&trip.check().expect("a definition")).await.expect("defined");
-}
-
-async fn run(client: &Client, id: &str, input: &str) -> SagaView {
-    client.start_saga(SagaStart::new("trip", id).input(input.to_owned())).await.expect("started");
-    client.wait_for_saga(id).await.expect("waited")
-}
+use super::{Log, define, run, work};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_goes_forward_and_back() {

@@ -1,0 +1,88 @@
+//! Sagas that wait: many of them cost nothing, they are woken in time, and nodes that are started again know of them.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kvorum::Client;
+use kvorum::client::{SagaFilter, SagaStart};
+use kvorum::saga::{Saga, Step};
+
+use crate::raw;
+use crate::support::Cluster;
+
+/// How many wait; `KVORUM_TEST_SAGA_TIMERS` says otherwise.
+const TIMERS: usize = 2_000;
+/// How long nothing is read while they wait.
+const QUIET: Duration = Duration::from_secs(3);
+
+fn timers() -> usize {
+    std::env::var("KVORUM_TEST_SAGA_TIMERS").map_or(TIMERS, |count| count.parse().expect("a number"))
+}
+
+async fn start_many(client: &Client, name: &str, count: usize) {
+    let starts = futures::stream::iter(0..count).map(|n| {
+        let (client, start) = (client.clone(), SagaStart::new(name, format!("{name}-{n}")));
+        async move { client.start_saga(start).await.expect("started") }
+    });
+    starts.buffer_unordered(128).for_each(|_| async {}).await;
+}
+
+/// How many rows' reads the nodes have made for sagas and indexes, all together.
+async fn reads(cluster: &Cluster) -> u64 {
+    let mut sum = 0;
+    for node in cluster.nodes.iter().filter(|node| node.runs()) {
+        let (_, body) = raw::http_get(&node.http, "/metrics").await;
+        let lines = body.lines().filter(|line| line.starts_with("kvorum_own_reads_total"));
+        sum += lines.filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok()).sum::<u64>();
+    }
+    sum
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_costs_no_reads_and_wakes_in_time_also_after_a_restart() {
+    let mut cluster = Cluster::start(3, 3).await;
+    let client = cluster.client().await;
+    let month = Saga::define("month", 1).step(Step::sleep_ms("sleep", 30 * 24 * 3_600_000));
+    let soon = Saga::define("soon", 1).step(Step::sleep_ms("sleep", 15_000));
+    for saga in [month, soon] {
+        client.define_saga(&saga.check().expect("a definition")).await.expect("defined");
+    }
+    let began = Instant::now();
+    start_many(&client, "month", timers()).await;
+    println!("{} waiting sagas were started in {:?}", timers(), began.elapsed());
+    // What was begun before may still be at its end.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = reads(&cluster).await;
+    tokio::time::sleep(QUIET).await;
+    let after = reads(&cluster).await;
+    assert!(before > 0, "they are counted");
+    assert_eq!(after - before, 0, "reads while {} sagas wait", timers());
+
+    // All nodes are started again while others wait that are due soon.
+    start_many(&client, "soon", 100).await;
+    for at in 0..3 {
+        cluster.kill(at);
+    }
+    for at in 0..3 {
+        cluster.restart(at);
+    }
+    cluster.wait_serving().await;
+    let mut late = Vec::new();
+    for n in 0..100 {
+        let saga = client.wait_for_saga(&format!("soon-{n}")).await.expect("waited");
+        assert_eq!(saga.status, "completed");
+        late.push(saga.closed_unix_ms - saga.created_unix_ms - 15_000);
+    }
+    late.sort_unstable();
+    println!("woken late by {} ms in the middle, {} ms at most", late[50], late[99]);
+    let waiting = SagaFilter { name: "month".into(), at: "sleep".into(), ..Default::default() };
+    let listed = client.sagas(waiting).all().await.expect("listed");
+    let ids: std::collections::HashSet<String> = listed.iter().map(|saga| saga.id.clone()).collect();
+    for n in 0..timers() {
+        let id = format!("month-{n}");
+        if !ids.contains(&id) {
+            println!("{id} {:?}", client.saga(&id).await.map(|s| (s.status, s.at)));
+        }
+    }
+    assert_eq!((listed.len(), ids.len()), (timers(), timers()));
+}
