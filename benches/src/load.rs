@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::follow::Place;
 use crate::indexes::{self, Beside};
 use crate::system::{Level, Reads, System};
-use crate::{KEYS, Result, VALUE_BYTES, follow};
+use crate::{KEYS, Result, VALUE_BYTES, follow, sagas};
 
 /// Latencies are kept from 1 us to this, with three digits.
 const MAX_LATENCY_US: u64 = 60 * 1_000_000;
@@ -63,6 +63,8 @@ pub enum Operation {
     CatchUp(usize),
     /// Beside query indexes.
     Indexes(Beside),
+    /// Sagas of so many steps.
+    Sagas(u32),
 }
 
 /// Over how many keys read-modify-writes are spread.
@@ -111,6 +113,8 @@ impl Operation {
             Self::Indexes(Beside::OwnWrites(1)) => "query own write at 80 % load, 1 index",
             Self::Indexes(Beside::OwnWrites(_)) => "query own write at 80 % load, 5 indexes",
             Self::Indexes(Beside::CatchUp) => "index catches up",
+            Self::Sagas(1) => "saga of one step",
+            Self::Sagas(_) => "saga of ten steps",
         }
     }
 
@@ -218,6 +222,7 @@ pub async fn measure(system: &System, load: &Load, length: Duration) -> Result<M
         Operation::Follow(consumers) => return follow::live(system, load, consumers, length).await,
         Operation::CatchUp(consumers) => return follow::catch_up(system, load, consumers).await,
         Operation::Indexes(beside) => return indexes::measure(system, load, beside, length).await,
+        Operation::Sagas(steps) => return sagas::measure(system, load.clients, steps, length).await,
         _ => {}
     }
     let started = Instant::now();
@@ -292,7 +297,7 @@ async fn one_operation(
         Operation::Get | Operation::GetOneShard | Operation::GetAllWell | Operation::GetOneSlow => {
             return get(system, client, turn, key(number), Level::Linearizable).await;
         }
-        Operation::Follow(_) | Operation::CatchUp(_) | Operation::Indexes(_) => {
+        Operation::Follow(_) | Operation::CatchUp(_) | Operation::Indexes(_) | Operation::Sagas(_) => {
             return Err("what follows writes is measured elsewhere".into());
         }
         Operation::BoundedGetOneShard => {

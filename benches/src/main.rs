@@ -11,6 +11,7 @@ mod load;
 mod pauses;
 mod report;
 mod run;
+mod sagas;
 mod servers;
 mod system;
 

@@ -100,6 +100,9 @@ fn loads(with_most_clients: bool) -> Vec<(Operation, usize)> {
     loads.extend([0, 1, 5].map(|indexes| (Operation::Indexes(Beside::Puts(indexes)), MANY_CLIENTS)));
     loads.extend([1, 5].map(|indexes| (Operation::Indexes(Beside::OwnWrites(indexes)), MANY_CLIENTS)));
     loads.push((Operation::Indexes(Beside::CatchUp), MANY_CLIENTS));
+    for steps in [1, 10] {
+        loads.extend([1, MANY_CLIENTS].map(|clients| (Operation::Sagas(steps), clients)));
+    }
     loads.push((Operation::GetOneShard, MANY_CLIENTS));
     if with_most_clients {
         loads.push((Operation::GetOneShard, MOST_CLIENTS));
@@ -138,7 +141,7 @@ impl<'a> Run<'a> {
         let systems = match operation {
             Operation::GetOneShard => vec![&self.leader, &self.balanced, &self.etcd, &self.etcd_in_turn],
             Operation::BoundedGetOneShard => vec![&self.balanced, &self.etcd_in_turn],
-            Operation::Indexes(_) => vec![&self.leader],
+            Operation::Indexes(_) | Operation::Sagas(_) => vec![&self.leader],
             _ if operation.has_ceiling() => vec![&self.leader, &self.etcd, &self.ceiling],
             _ => vec![&self.leader, &self.etcd],
         };

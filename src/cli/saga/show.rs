@@ -98,7 +98,7 @@ fn task_text(task: &SagaTaskView, work: &str, now_ms: u64) -> String {
     if is_call && task.status == "running" {
         parts.push(format!("by {}", task.worker));
     }
-    if task.due_unix_ms > 0 && task.status != "running" || task.due_unix_ms > 0 && !is_call {
+    if task.due_unix_ms > 0 && (task.status != "running" || !is_call) {
         let left = std::time::Duration::from_millis(task.due_unix_ms.saturating_sub(now_ms) / 100 * 100);
         parts.push(format!("in {}", humantime::format_duration(left)));
     }

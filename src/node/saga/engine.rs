@@ -504,9 +504,9 @@ impl Engine {
         self.first_expiry_ms.fetch_min(at_ms, Ordering::Relaxed);
     }
 
-    /// How many sagas are in memory, and how many wait for a time.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.sagas.lock().len(), self.timers.len())
+    /// How many sagas are in memory, how many wait for a time, and how many tasks wait for workers.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.sagas.lock().len(), self.timers.len(), self.queues.ready())
     }
 
     pub(super) async fn definition_of(&self, state: &State) -> Result<Arc<Definition>> {

@@ -155,7 +155,13 @@ impl Engines {
                 }
             }
         }
-        self.running.lock().retain(|shard, _| led.contains(shard));
+        let mut running = self.running.lock();
+        running.retain(|shard, _| led.contains(shard));
+        let counts = running.values().map(|runs| runs.engine.counts());
+        let sum = counts.fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2));
+        metrics::gauge!("kvorum_sagas_in_memory").set(sum.0 as f64);
+        metrics::gauge!("kvorum_sagas_waiting_for_time").set(sum.1 as f64);
+        metrics::gauge!("kvorum_saga_tasks_ready").set(sum.2 as f64);
     }
 
     /// Reads how queues are to hand out tasks. Each shard gets its part.

@@ -110,7 +110,7 @@ pub(super) fn event(machine: &Machine, words: &[&str]) -> Parsed<Event> {
     let key = |key: &str| {
         words.iter().find_map(|word| word.strip_prefix(key).and_then(|word| word.strip_prefix('=')))
     };
-    let says = |flag: &str| words.iter().any(|word| *word == flag);
+    let says = |flag: &str| words.contains(&flag);
     let name = *words.first().ok_or("no event")?;
     let about = || words.get(1).copied().ok_or_else(|| format!("what shall {name}?"));
     let text = |word: &str| key(word).unwrap_or_default();
