@@ -46,12 +46,7 @@ impl SagaList {
                 return Ok(Some(saga));
             }
             let Some(place) = self.next.clone() else { return Ok(None) };
-            let page = v1::SagaListPage {
-                filter: Some(self.filter.clone()),
-                limit: PAGE,
-                at_ts: self.at_ts,
-                ..v1::SagaListPage::default()
-            };
+            let page = v1::SagaListPage { filter: Some(self.filter.clone()), limit: PAGE, at_ts: self.at_ts };
             let page = match self.client.about_sagas_at(&place, Ask::List(page)).await? {
                 Answer::Page(page) => page,
                 _ => return Err(unfit()),

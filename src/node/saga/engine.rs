@@ -96,6 +96,9 @@ impl Engine {
     /// Ends it: what is under way comes to nothing, or is found by whoever leads next.
     pub fn stop(&self) {
         self.stopping.cancel();
+        // Whoever waits here asks again, and is told where to go.
+        self.queues.end_waits();
+        self.ends.lock().clear();
     }
 
     /// Takes the shard's sagas over and looks after them, until it is stopped.
@@ -361,6 +364,13 @@ impl Engine {
     /// `Unavailable` where too many wait on the queue.
     pub async fn take(&self, take: &v1::SagaTake, deadline: Instant) -> Result<v1::SagaTasks> {
         let until = deadline.min(Instant::now() + Duration::from_millis(take.wait_ms));
+        if take.worker.len() > limits::MAX_SAGA_ID_BYTES {
+            return Err(Error::invalid(format!(
+                "the worker's name has {} bytes, over the limit of {}",
+                take.worker.len(),
+                limits::MAX_SAGA_ID_BYTES
+            )));
+        }
         if take.look_only {
             let there = tokio::time::timeout_at(until, self.queues.look(&take.queue)).await;
             return Ok(v1::SagaTasks { tasks: Vec::new(), is_there: matches!(there, Ok(Ok(()))) });

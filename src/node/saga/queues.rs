@@ -251,6 +251,14 @@ impl Queues {
         }
     }
 
+    /// Nobody waits any longer.
+    pub fn end_waits(&self) {
+        for queue in self.inner.lock().queues.values_mut() {
+            queue.pollers.clear();
+            queue.lookers.clear();
+        }
+    }
+
     /// How many tasks wait.
     pub fn ready(&self) -> usize {
         self.inner.lock().waiting.len()

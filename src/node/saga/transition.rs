@@ -166,12 +166,15 @@ impl Engine {
                     **loaded = None;
                     // Somebody else has written: a step's transaction, or another engine.
                     if error.kind != ErrorKind::Conflict {
+                        // It may be stored all the same, and then wait for workers and times that nobody here knows of.
                         self.forget(id);
+                        self.look_again(id);
                         return Err(error);
                     }
                 }
             }
         }
+        self.look_again(id);
         Err(Error::unavailable(format!("saga {id} was changed by others all the time: try again")))
     }
 
@@ -314,6 +317,9 @@ impl Engine {
         let started = self.start_in(&mut loaded, asked, parent, &definition, deadline).await;
         if started.is_err() || loaded.is_none() {
             self.forget(id);
+        }
+        if started.as_ref().is_err_and(|error| error.kind == ErrorKind::Undetermined) {
+            self.look_again(id);
         }
         started
     }
