@@ -85,13 +85,12 @@ pub(super) async fn activity(shared: Arc<Shared>, task: SagaTask) -> Result<Byte
     let done = attempt(&shared, &task).await;
     shared.ends(invoke, &done);
     if rand::rng().random_ratio(1, 5) {
-        // Somebody tells the end besides the worker: the outcome of a duplicated message.
-        let (shared, task) = (Arc::clone(&shared), task.clone());
+        // Somebody tells the end besides the worker, as where a message is doubled.
+        let (shared, task, again) = (Arc::clone(&shared), task.clone(), again(&task, &done));
         shared.main.clone().spawn(async move {
             sleep(drawn(AGAIN_MS)).await;
-            let output = format!("again-{}", task.fence);
-            if let (Some(client), true) = (shared.client(), task.kind != "check") {
-                tell(&shared, &client, &task, Ok(output)).await;
+            if let Some(client) = shared.client() {
+                tell(&shared, &client, &task, again).await;
             }
         });
     }
@@ -123,10 +122,19 @@ pub(super) async fn by_hand(shared: Arc<Shared>, client: Client, task: SagaTask)
     if rand::rng().random_ratio(1, 12) {
         sleep(Duration::from_millis(task.lease_ms)).await;
     }
+    let again = again(&task, &done);
     tell(&shared, &client, &task, done).await;
-    if rand::rng().random_ratio(1, 4) && task.kind != "check" {
+    if rand::rng().random_ratio(1, 4) {
         sleep(drawn(AGAIN_MS)).await;
-        tell(&shared, &client, &task, Ok(format!("again-{}", task.fence))).await;
+        tell(&shared, &client, &task, again).await;
+    }
+}
+
+/// The same end as it is told again: in other words, so that it shows which of the two counts.
+fn again(task: &SagaTask, done: &Result<String, Failure>) -> Result<String, Failure> {
+    match done {
+        Ok(_) if task.kind != "check" => Ok(format!("again-{}", task.fence)),
+        other => other.clone(),
     }
 }
 
