@@ -28,7 +28,7 @@ pub enum Saga {
     Tell(Tell),
     /// What was answered to that.
     Told {
-        /// It had been told before.
+        /// It had been told before; of a failure, it may have been.
         already: bool,
         /// What is recorded, where it had been.
         recorded: String,

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
 pub use reading::ReadLevel;
-pub use saga::Crew;
+pub use saga::{Crew, definition as saga_definition};
 pub use told::told;
 
 use crate::history::{F, Following, MicroOp, Recorder, Value};

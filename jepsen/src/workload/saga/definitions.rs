@@ -19,7 +19,10 @@ const SIGNAL_WITHIN_MS: u64 = 1_500;
 const NAP_MS: u64 = 150;
 
 /// The definition of a plan.
-pub(super) fn definition(plan: &Plan) -> Result<Definition, kvorum::Error> {
+///
+/// # Errors
+/// Where it makes no sense.
+pub fn definition(plan: &Plan) -> Result<Definition, kvorum::Error> {
     let mut document = Saga::define(plan.name, 1);
     document.timeout_ms = plan.timeout_ms;
     if plan.is_parallel {

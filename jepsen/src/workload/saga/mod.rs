@@ -20,6 +20,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 pub use crew::Crew;
+pub use definitions::definition;
 
 use super::outcome::number;
 use super::{Outcome, ReadLevel, Request, Workload, placed};

@@ -103,13 +103,15 @@ pub(super) async fn by_hand(shared: Arc<Shared>, client: Client, task: SagaTask)
     let beats = task.heartbeat_ms > 0 && rand::rng().random_ratio(4, 5);
     let done = {
         let heart = async {
-            while beats {
+            if !beats {
+                return std::future::pending::<()>().await;
+            }
+            loop {
                 sleep(Duration::from_millis(task.heartbeat_ms / 3)).await;
                 let asking = client.with_deadline(Duration::from_millis(task.heartbeat_ms));
                 // Where it is of no use any more, the end that is told shows.
                 let _ = asking.heartbeat_saga_task(&task.token).await;
             }
-            std::future::pending::<()>().await;
         };
         let most = Duration::from_millis(task.lease_ms) + drawn(AGAIN_MS);
         tokio::select! {
@@ -213,7 +215,8 @@ async fn tell(shared: &Shared, client: &Client, task: &SagaTask, done: Result<St
     shared.write(invoke.clone());
     let told = match done {
         Ok(output) => client.complete_saga_task(&task.token, output).await,
-        Err(failure) => client.fail_saga_task(&task.token, failure).await.map(|()| None),
+        // Whether a failure had been told before, or the task is done, is not answered: so it may have been.
+        Err(failure) => client.fail_saga_task(&task.token, failure).await.map(|()| Some(Bytes::new())),
     };
     let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
     let complete = match told {
