@@ -53,6 +53,12 @@ pub enum Bug {
     IndexWatermarkAhead,
     /// An index is written without a look at the checkpoint that another projector may have left meanwhile.
     IndexForgetsCheckpoint,
+    /// An attempt at a saga's step that was lost, or failed in whatever way, counts as one that did nothing.
+    SagaForgetsUnsure,
+    /// The end of an attempt at a saga's step counts as that of the newest one.
+    SagaStaleFence,
+    /// The transaction that is a saga's step is committed whether or not its worker holds the step.
+    SagaTxnWithoutLease,
 }
 
 impl Bug {
@@ -77,13 +83,16 @@ impl Bug {
     ];
 
     /// Those of a node's edges, which only real nodes have.
-    pub const IN_EDGES: [Bug; 6] = [
+    pub const IN_EDGES: [Bug; 9] = [
         Self::AcknowledgeBeforeSync,
         Self::LeaseReadWithoutGuards,
         Self::FollowerReadWithoutReadIndex,
         Self::ChangesPastLocks,
         Self::IndexWatermarkAhead,
         Self::IndexForgetsCheckpoint,
+        Self::SagaForgetsUnsure,
+        Self::SagaStaleFence,
+        Self::SagaTxnWithoutLease,
     ];
 
     /// The bug of a name, as it stands here.

@@ -13,6 +13,7 @@ mod index;
 mod long_fork;
 mod monotonic;
 mod register;
+pub mod saga;
 mod set;
 mod show;
 mod verdict;
@@ -26,6 +27,7 @@ pub use index::{BY_TEAM, COUNT_BY_TEAM, Index, SUM_BY_TEAM, TEAMS, team};
 pub use long_fork::LongFork;
 pub use monotonic::Monotonic;
 pub use register::Registers;
+pub use saga::Sagas;
 pub use set::Set;
 pub use verdict::{Anomaly, Valid, Verdict};
 pub use write_skew::WriteSkew;
@@ -75,7 +77,7 @@ impl Default for Options {
 }
 
 /// The workloads that have a checker.
-pub const WORKLOADS: [&str; 10] = [
+pub const WORKLOADS: [&str; 11] = [
     "register",
     "append",
     "set",
@@ -86,6 +88,7 @@ pub const WORKLOADS: [&str; 10] = [
     "monotonic",
     "changelog",
     "index",
+    "saga",
 ];
 
 /// The checker of a workload under the usual options, `None` if there is no such workload.
@@ -106,6 +109,7 @@ pub fn with_options(workload: &str, options: Options) -> Option<Box<dyn Checker>
         "monotonic" => Box::new(Monotonic::new(options)),
         "changelog" => Box::new(Changelog::new(options)),
         "index" => Box::new(Index::new(options)),
+        "saga" => Box::new(Sagas::new(options)),
         _ => return None,
     })
 }

@@ -1,5 +1,6 @@
 //! Operations in explanations.
 
+use crate::history::saga::Saga;
 use crate::history::{Call, Changed, Kind, MicroOp, Seen, Value, edn, to_edn_value};
 
 /// Elements of a list that are shown; of longer ones the last so many.
@@ -38,6 +39,10 @@ pub(crate) fn value(value: &Value) -> String {
         }
         Value::Told(told) => format!("({} events)", told.len()),
         Value::Found(found) => found_list(found),
+        Value::Saga(Saga::Read(read)) => {
+            format!("({} {}, {} lines of history)", read.saga, read.status, read.lines.len())
+        }
+        Value::Saga(Saga::List(sagas)) => format!("({} sagas)", sagas.len()),
         Value::Dump(dump) => format!("({} rows; the index has {})", dump.rows.len(), dump.stored.len()),
         other => {
             let mut text = String::new();

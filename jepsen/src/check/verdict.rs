@@ -96,6 +96,11 @@ impl Findings {
         self.stats.insert(name.to_owned(), value as u64);
     }
 
+    /// Adds to a number for the reader.
+    pub(crate) fn add(&mut self, name: &str, more: u64) {
+        *self.stats.entry(name.to_owned()).or_insert(0) += more;
+    }
+
     /// Doubts the history if `what` happened fewer than `least` times.
     pub(crate) fn need(&mut self, what: &str, happened: u64, least: u64) {
         if happened < least {

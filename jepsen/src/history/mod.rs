@@ -12,6 +12,7 @@ mod pairing;
 mod queries;
 mod read;
 mod recorder;
+pub mod saga;
 mod shape;
 #[cfg(test)]
 mod tests;

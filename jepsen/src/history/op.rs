@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::saga::Saga;
 use super::{Dump, Following, Query, Told};
 
 /// What an entry of a history says about its operation.
@@ -62,12 +63,52 @@ pub enum F {
     Query,
     /// Reads all that an index holds, and computes it from the rows of the same moment.
     Dump,
+    /// Starts a saga. The key is its id, as of all that follow but the list.
+    Start,
+    /// Wants a saga cancelled.
+    Cancel,
+    /// Sends a saga the signal that some wait for.
+    Signal,
+    /// Waits for a saga's end.
+    Await,
+    /// Reads a saga and its history.
+    Inspect,
+    /// Lists all sagas.
+    List,
+    /// A worker does a task of a saga.
+    Work,
+    /// A worker tells what a task came to, or somebody tells that again.
+    Tell,
+    /// The world is asked for something, by a task of a saga.
+    Effect,
+    /// Gets a saga going that stands still.
+    Steer,
 }
 
 impl F {
     /// Every function.
-    pub const ALL: [F; 10] =
-        [F::Read, F::Write, F::Cas, F::Add, F::Transfer, F::Txn, F::Follow, F::Create, F::Query, F::Dump];
+    pub const ALL: [F; 20] = [
+        F::Read,
+        F::Write,
+        F::Cas,
+        F::Add,
+        F::Transfer,
+        F::Txn,
+        F::Follow,
+        F::Create,
+        F::Query,
+        F::Dump,
+        F::Start,
+        F::Cancel,
+        F::Signal,
+        F::Await,
+        F::Inspect,
+        F::List,
+        F::Work,
+        F::Tell,
+        F::Effect,
+        F::Steer,
+    ];
 
     /// The name in files, for example `cas`.
     pub fn name(self) -> &'static str {
@@ -82,6 +123,16 @@ impl F {
             F::Create => "create",
             F::Query => "query",
             F::Dump => "dump",
+            F::Start => "start",
+            F::Cancel => "cancel",
+            F::Signal => "signal",
+            F::Await => "await",
+            F::Inspect => "inspect",
+            F::List => "list",
+            F::Work => "work",
+            F::Tell => "tell",
+            F::Effect => "effect",
+            F::Steer => "steer",
         }
     }
 
@@ -235,6 +286,8 @@ pub enum Value {
     Found(Vec<(String, i64)>),
     /// An index as it is stored.
     Dump(Dump),
+    /// What is asked of sagas, told and answered.
+    Saga(Saga),
 }
 
 impl Value {

@@ -2,6 +2,7 @@
 
 use super::form::Form;
 use super::queries::{dump_form, dump_of, found_form, found_of, query_form, query_of};
+use super::saga::{saga_form, saga_of};
 use super::told::{following_form, following_of, told_form, told_of};
 use super::{F, Kind, MicroOp, Op, Seen, Value, edn};
 
@@ -54,6 +55,7 @@ pub fn value_form(value: &Value) -> Form {
         Value::Query(query) => query_form(query),
         Value::Found(found) => found_form(found),
         Value::Dump(dump) => dump_form(dump),
+        Value::Saga(saga) => saga_form(saga),
     }
 }
 
@@ -188,6 +190,11 @@ fn bad_value(f: F, value: &Form) -> String {
         F::Create => "nil",
         F::Query => "a map with group and at-least, or a list of [name number]",
         F::Dump => "nil, or a map with rows, stored and computed",
+        F::Cancel => "nil, or 1 or 0",
+        F::Signal => "nil",
+        F::Start | F::Await | F::Inspect | F::List | F::Work | F::Tell | F::Effect | F::Steer => {
+            "nil, or a map with one of start, started, task, came, effect, tell, told, steer, status, read and list"
+        }
     };
     format!("the value of {f} must be {wanted}, but is {}", text_of(value))
 }
@@ -216,6 +223,11 @@ fn value_of(f: F, form: &Form) -> Option<Value> {
         (F::Query, Form::Map(_)) => Value::Query(query_of(form)?),
         (F::Query, Form::List(found)) => Value::Found(found_of(found)?),
         (F::Dump, Form::Map(_)) => Value::Dump(dump_of(form)?),
+        (F::Cancel | F::Inspect, Form::Int(_)) => Value::Int(int_of(form)?),
+        (
+            F::Start | F::Await | F::Inspect | F::List | F::Work | F::Tell | F::Effect | F::Steer,
+            Form::Map(_),
+        ) => Value::Saga(saga_of(form)?),
         (F::Txn, Form::List(steps)) => Value::Txn(steps.iter().map(step_of).collect::<Option<_>>()?),
         _ => return None,
     })

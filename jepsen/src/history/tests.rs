@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::saga::{Came, Effect, Line, Read, Saga, Start, Task, Tell};
 use super::*;
 
 fn samples() -> Vec<Op> {
@@ -40,6 +41,16 @@ fn samples() -> Vec<Op> {
         stored: bytes("0012", "ff"),
         computed: bytes("1234", "1e5"),
     };
+    let start = Start { saga: "trip".into(), input: 1, row: Some(3) };
+    let task = Task { step: "a".into(), kind: "action".into(), attempt: 1, fence: u64::MAX };
+    let effect = Effect { step: "a".into(), kind: "check".into(), fence: 2, refused: true };
+    let read = Read {
+        saga: "trip".into(),
+        status: "running".into(),
+        outputs: BTreeMap::from([("a".into(), "7".into())]),
+        lines: vec![Line("a".into(), "completed".into(), "action".into(), 1, ":odd".into())],
+        ..Read::default()
+    };
     let invocations = vec![
         Op::invoke(0, F::Read, Value::Nil).with_key("k").with_node("n1"),
         Op::invoke(1, F::Write, Value::Int(i64::MAX)).with_key("\"quoted\\\n\u{1}é"),
@@ -57,6 +68,18 @@ fn samples() -> Vec<Op> {
         Op::invoke(13, F::Query, Value::Found(vec![("a/b".into(), 3), ("17".into(), -1)])),
         Op::invoke(14, F::Dump, Value::Dump(dump)),
         Op::invoke(15, F::Create, Value::Nil).with_key("by_team"),
+        Op::invoke(16, F::Start, Value::Saga(Saga::Start(start))).with_key("s1"),
+        Op::invoke(17, F::Work, Value::Saga(Saga::Task(task.clone()))).with_key("s1"),
+        Op::invoke(18, F::Work, Value::Saga(Saga::Came(Came::Nothing))).with_key("s1"),
+        Op::invoke(19, F::Tell, Value::Saga(Saga::Tell(Tell { task, output: Some("7".into()) }))),
+        Op::invoke(20, F::Effect, Value::Saga(Saga::Effect(effect))).with_key("s1"),
+        Op::invoke(21, F::Inspect, Value::Saga(Saga::Read(Box::new(read)))).with_key("s1"),
+        Op::invoke(22, F::Inspect, Value::Int(1)).with_key("s1"),
+        Op::invoke(23, F::Cancel, Value::Int(0)).with_key("s1"),
+        Op::invoke(24, F::Signal, Value::Nil).with_key("s1"),
+        Op::invoke(25, F::Await, Value::Saga(Saga::Status("paused".into()))).with_key("s1"),
+        Op::invoke(26, F::List, Value::Saga(Saga::List(BTreeMap::from([("s1".into(), "x".into())])))),
+        Op::invoke(27, F::Steer, Value::Saga(Saga::Steer { action: "retry".into(), step: "a".into() })),
     ];
     let mut ops = Vec::new();
     for invoke in invocations {

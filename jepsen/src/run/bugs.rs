@@ -107,7 +107,7 @@ const TORN_CHANGES: &[&str] = &[
 pub const ATTEMPTS: u32 = 5;
 
 /// All of them.
-pub const ORDERS: [Order; 9] = [
+pub const ORDERS: [Order; 12] = [
     Order {
         bug: "AcknowledgeBeforeSync",
         about: "writes are acknowledged before they are synced",
@@ -190,6 +190,32 @@ pub const ORDERS: [Order; 9] = [
         nemeses: "target-coordinator,pause",
         seconds: 30,
         shown_by: &["index-differs", "wrong-answer", "missed-own-write"],
+        ..USUAL
+    },
+    // Workers of sagas fail by themselves, and are killed, whatever the faults.
+    Order {
+        bug: "SagaForgetsUnsure",
+        about: "an attempt at a saga's step that was lost counts as one that did nothing",
+        workload: Kind::Saga,
+        nemeses: "kill",
+        shown_by: &["not-undone", "missing-compensation"],
+        ..USUAL
+    },
+    Order {
+        bug: "SagaStaleFence",
+        about: "the end of an attempt at a saga's step counts as that of the newest one",
+        workload: Kind::Saga,
+        nemeses: "kill",
+        shown_by: &["stale-end", "wrong-end", "missing-effect", "not-undone", "out-of-order"],
+        ..USUAL
+    },
+    Order {
+        bug: "SagaTxnWithoutLease",
+        about: "the transaction that is a saga's step is committed whether or not its worker holds the step",
+        workload: Kind::Saga,
+        nemeses: "pause",
+        seconds: 30,
+        shown_by: &["doubled-effect", "not-undone"],
         ..USUAL
     },
 ];

@@ -21,7 +21,7 @@ use crate::history::{History, Recorder};
 use crate::hosts::{Cluster, Comparison, DiskKind, Error, Means, Result, Settings};
 use crate::nemesis::{self, Happened, Need, Nemesis, Plan, Stage};
 use crate::report::{CrashTold, FORMAT, Parameters, Results, html, latencies};
-use crate::workload::{self, Workload};
+use crate::workload::{self, Crew, Workload};
 
 pub use checking::{check, check_again, exit_code, read};
 pub use progress::Progress;
@@ -151,6 +151,7 @@ impl Run {
         let load = Load::new(&self.parameters, &cluster, &workload, &recorder);
         load.open().await?;
         let mut followers = Followers::start(&self.parameters, &cluster, &workload, &recorder);
+        let crew = workload.crew(&cluster, &recorder, self.parameters.seed);
         let mut tale = Tale::default();
         let faults = match self.strain(&cluster, &load, &workload, recorder.began(), progress).await {
             Ok(faults) => faults,
@@ -159,12 +160,17 @@ impl Run {
                 Vec::new()
             }
         };
-        if let Err(error) = self.look_back(&cluster, &load, &mut followers, progress, &mut tale).await {
+        let looked =
+            self.look_back(&cluster, &load, &mut followers, crew.as_ref(), progress, &mut tale).await;
+        if let Err(error) = looked {
             tale.doubts
                 .push(format!("the cluster was not healed, read back and compared to the end: {error}"));
         }
         tale.findings.extend(load.corruption());
         tale.findings.extend(followers.end().await);
+        if let Some(crew) = crew {
+            crew.end().await;
+        }
         let crashes = Self::finish(&cluster, &recorder, &mut tale).await;
         drop(load);
         let ops = match Arc::try_unwrap(recorder) {
@@ -208,12 +214,17 @@ impl Run {
         cluster: &Arc<Cluster>,
         load: &Load,
         followers: &mut Followers,
+        crew: Option<&Crew>,
         progress: &Progress,
         tale: &mut Tale,
     ) -> Result<()> {
         progress.phase("healing");
         if !self.recover(cluster, &mut tale.findings).await? {
             return Ok(());
+        }
+        if let Some(crew) = crew {
+            progress.phase("waiting for sagas to end");
+            crew.finish().await;
         }
         progress.phase("reading everything back");
         let closed = load.close().await?;

@@ -15,12 +15,14 @@ mod monotonic;
 mod outcome;
 mod reading;
 mod register;
+mod saga;
 mod set;
 mod told;
 mod write_skew;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -32,9 +34,11 @@ use serde::{Deserialize, Serialize};
 pub use keys::{Rotation, placed, split_keys};
 pub use outcome::Outcome;
 pub use reading::ReadLevel;
+pub use saga::{Crew, definition as saga_definition};
 pub use told::told;
 
-use crate::history::{F, Following, MicroOp, Value};
+use crate::history::{F, Following, MicroOp, Recorder, Value};
+use crate::hosts::Cluster;
 
 /// What a client asks for: an operation of the history before it has a process and a time.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,7 +66,7 @@ impl Request {
     pub fn only_reads(&self) -> bool {
         match &self.value {
             Value::Txn(steps) => steps.iter().all(|step| matches!(step, MicroOp::Read { .. })),
-            _ => matches!(self.f, F::Read | F::Follow | F::Query | F::Dump),
+            _ => matches!(self.f, F::Read | F::Follow | F::Query | F::Dump | F::Await | F::Inspect | F::List),
         }
     }
 }
@@ -127,6 +131,12 @@ pub trait Workload: Send + Sync {
     fn followers(&self) -> Vec<FollowerPlan> {
         Vec::new()
     }
+
+    /// Those who work at sagas meanwhile; they begin at once.
+    fn crew(&self, cluster: &Arc<Cluster>, recorder: &Arc<Recorder>, seed: u64) -> Option<Crew> {
+        let _ = (cluster, recorder, seed);
+        None
+    }
 }
 
 /// A workload that can be made by name.
@@ -153,11 +163,13 @@ pub enum Kind {
     Changelog,
     /// Rows that move between groups, and queries of their indexes.
     Index,
+    /// Sagas, and workers that fail and are killed.
+    Saga,
 }
 
 impl Kind {
     /// Every workload.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Register,
         Self::Set,
         Self::Counter,
@@ -168,6 +180,7 @@ impl Kind {
         Self::Monotonic,
         Self::Changelog,
         Self::Index,
+        Self::Saga,
     ];
 
     /// Whether it reads outside transactions, so that its reads can be of every level.
@@ -188,6 +201,7 @@ impl Kind {
             Self::Monotonic => "monotonic",
             Self::Changelog => "changelog",
             Self::Index => "index",
+            Self::Saga => "saga",
         }
     }
 
@@ -214,6 +228,9 @@ impl Kind {
             Self::Index => {
                 "move rows between groups and query their indexes: own writes are seen, and each index is what the rows come to"
             }
+            Self::Saga => {
+                "start, cancel and signal sagas whose workers fail and are killed: each ends done, or undone in order"
+            }
         }
     }
 
@@ -230,6 +247,7 @@ impl Kind {
             Self::Monotonic => Box::new(monotonic::Monotonic),
             Self::Changelog => Box::new(changelog::Changelog::default()),
             Self::Index => Box::new(index::Indexes::default()),
+            Self::Saga => Box::new(saga::Sagas::default()),
         }
     }
 }

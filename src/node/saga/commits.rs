@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::clock::Clock;
 use super::definitions::Definitions;
 use super::transition::{check_start, start_of};
+use crate::bugs::{self, Bug};
 use crate::client::Client;
 use crate::codec;
 use crate::node::rows::Rows;
@@ -53,9 +54,11 @@ pub async fn add(
             )));
         }
         let (id, token) = Token::from_text(&step.token)?;
-        let held = v1::SagaHeldLease { token: step.token, at_ts: start_ts.0 };
-        client.about_saga(&id, What::HeldLease(held)).await?;
-        part.reads.push(lease_key(&id, token.task));
+        if !bugs::on(Bug::SagaTxnWithoutLease) {
+            let held = v1::SagaHeldLease { token: step.token, at_ts: start_ts.0 };
+            client.about_saga(&id, What::HeldLease(held)).await?;
+            part.reads.push(lease_key(&id, token.task));
+        }
         let done = TxnDone { token, output: step.output };
         part.writes
             .push(TxnWrite::Put { key: done_key(&id, token.task), value: codec::encode(&done).into() });

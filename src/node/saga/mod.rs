@@ -14,6 +14,7 @@ mod engine;
 mod engines;
 mod forget;
 mod letters;
+mod mistakes;
 mod queues;
 mod reads;
 mod schedules;

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::engine::{Engine, WITHIN};
+use super::mistakes;
 use super::queues::{Poller, Waiting};
 use super::wire::{Payloads, task_to_proto};
 use crate::codec::{self, keyspace};
@@ -194,6 +195,11 @@ impl Engine {
         if now.is_new {
             plan.noted.push(started_key(id));
         }
+        for event in mistakes::before(&plan.state, &now.definition, now_ms, &event) {
+            // What can't happen does not.
+            let _ = plan.apply(&now.definition, now_ms, event);
+        }
+        let event = mistakes::instead(&plan.state, event);
         let refusal = plan.apply(&now.definition, now_ms, event).err();
         self.hand_out_with(&mut plan, &now.definition, now_ms);
         (plan, refusal)

@@ -1,5 +1,6 @@
 //! Words of the page.
 
+use crate::history::saga::{Saga, Task};
 use crate::history::{Call, Kind, MicroOp, Seen, Told, Value};
 
 /// Longer values are cut.
@@ -73,7 +74,31 @@ fn shown(value: &Value) -> String {
             each.join(", ")
         }
         Value::Dump(dump) => format!("{} rows, {} stored", dump.rows.len(), dump.stored.len()),
+        Value::Saga(saga) => of_saga(saga),
         Value::Told(told) => told.iter().map(event).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn of_saga(saga: &Saga) -> String {
+    let task = |task: &Task| format!("{} {} {}, fence {}", task.step, task.kind, task.attempt, task.fence);
+    match saga {
+        Saga::Start(start) => format!("{} {}", start.saga, start.input),
+        Saga::Started { already } => (if *already { "was there" } else { "started" }).to_owned(),
+        Saga::Task(at) => task(at),
+        Saga::Came(came) => format!("{came:?}"),
+        Saga::Effect(effect) => {
+            let refused = if effect.refused { ": refused" } else { "" };
+            format!("{} {}, fence {}{refused}", effect.step, effect.kind, effect.fence)
+        }
+        Saga::Tell(tell) => {
+            format!("{}: {}", task(&tell.task), tell.output.as_deref().unwrap_or("failed"))
+        }
+        Saga::Told { already: false, .. } => "recorded".to_owned(),
+        Saga::Told { recorded, .. } => format!("recorded before: {recorded}"),
+        Saga::Steer { action, step } => format!("{action} {step}"),
+        Saga::Status(status) => status.clone(),
+        Saga::Read(read) => format!("{} {}, {} lines", read.saga, read.status, read.lines.len()),
+        Saga::List(sagas) => format!("{} sagas", sagas.len()),
     }
 }
 
