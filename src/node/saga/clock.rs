@@ -21,7 +21,7 @@ struct Inner {
 }
 
 impl Clock {
-    /// A clock that shows nothing yet: it is set by the first timestamp that it sees.
+    /// A clock that shows nothing of use yet: it is set by the first timestamp that it sees.
     pub fn new(skips: bool) -> Self {
         Self(Arc::new(Inner { started: Instant::now(), base_ms: AtomicU64::new(0), skips }))
     }

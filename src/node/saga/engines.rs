@@ -89,7 +89,7 @@ impl Engines {
     ///
     /// # Errors
     ///
-    /// `Unavailable` until the node is a member of a cluster and runs.
+    /// `Unavailable` until the node is a member of a cluster and runs, and knows the time.
     pub fn client(&self) -> Result<&Client> {
         self.client.get().ok_or_else(|| Error::unavailable("the node is starting: try again"))
     }
@@ -209,10 +209,14 @@ pub async fn run(core: Weak<Core>, stopping: CancellationToken) {
         let Ok(member) = core.member() else { continue };
         let engines = engines.get_or_insert_with(|| member.sagas().clone());
         if engines.client.get().is_none() {
-            match core.client().await {
-                // It may have been set by another one.
-                Ok(client) => drop(engines.client.set(client)),
-                Err(_) => continue,
+            // Nothing is done to any saga before the time is known: what is begun at a wrong one would end at a wrong one.
+            match (core.client().await, engines.rows.now().await) {
+                (Ok(client), Ok(now)) => {
+                    engines.clock.note(now);
+                    // It may have been set by another one.
+                    drop(engines.client.set(client));
+                }
+                _ => continue,
             }
         }
         engines.look();
