@@ -45,6 +45,8 @@ const WITHIN: Duration = Duration::from_secs(4);
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 /// How long all sagas may take to end, once the cluster is healed and all workers are willing.
 const ENDED_WITHIN: Duration = Duration::from_secs(120);
+/// How long those who were killed may take until they are gone, and what they had told until it is answered.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Above all fences: what the operator asks of the world is the last word.
 const LAST: u64 = i64::MAX as u64;
 
@@ -178,9 +180,13 @@ impl Crew {
         }
     }
 
-    /// Ends all.
+    /// Ends all, and waits until nobody writes anything down any more.
     pub async fn end(mut self) {
         self.at_work.shutdown().await;
+        let until = Instant::now() + GONE_WITHIN;
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
