@@ -73,6 +73,11 @@ impl Client {
         self.shared.execute(asked, None, self.deadline.until()?).await
     }
 
+    /// A write that may be repeated without an id: done twice it is done once.
+    pub(super) async fn ask_to_do(&self, asked: Asked<'_>) -> Result<Reply> {
+        self.shared.execute_from(Attempts::repeatable(), asked, None, self.deadline.until()?).await
+    }
+
     /// A write: its retries keep its id, so that it takes effect once (rule R8).
     pub(super) async fn write(&self, place: Place<'_>, build: Build<'_>) -> Result<Reply> {
         let until = self.deadline.until()?;

@@ -46,6 +46,8 @@ pub(super) struct Attempts {
     write: bool,
     /// A refusal of a transaction's commit is not tried again: what was read has to be read anew.
     commit: bool,
+    /// The same request again finds what an earlier one did: its answer is true of all attempts.
+    repeatable: bool,
     failures: u32,
     hops: u32,
     renewals: u32,
@@ -57,13 +59,20 @@ pub(super) struct Attempts {
 impl Attempts {
     /// No attempt yet, of a read or a write.
     pub(super) fn new(write: bool) -> Self {
-        Self { write, commit: false, failures: 0, hops: 0, renewals: 0, unknown: None, last: None }
+        let (failures, hops, renewals) = (0, 0, 0);
+        Self { write, commit: false, repeatable: false, failures, hops, renewals, unknown: None, last: None }
     }
 
     /// Before the first attempt at a write whose id was given from outside. The id is never renewed: it may have
     /// been sent before this call, and the write would take effect twice (rule R8).
     pub(super) fn with_foreign_id() -> Self {
         Self { renewals: RENEWALS, ..Self::new(true) }
+    }
+
+    /// Before the first attempt at a write that needs no id: done twice it is done once, and the second time tells what the
+    /// first has come to.
+    pub(super) fn repeatable() -> Self {
+        Self { repeatable: true, ..Self::with_foreign_id() }
     }
 
     /// Before the first attempt at the commit of a transaction. Its id bears its start timestamp, so it is never
@@ -132,7 +141,7 @@ impl Attempts {
     /// have taken effect.
     pub(super) fn stopped(&self, error: Error) -> Error {
         match &self.unknown {
-            Some(why) if self.write => Error::undetermined(format!(
+            Some(why) if self.write && !self.repeatable => Error::undetermined(format!(
                 "the write may or may not have taken effect: an attempt had no answer ({why}), and a retry was \
                  answered: {}. Read before doing it again",
                 error.message
@@ -214,6 +223,19 @@ mod tests {
         assert!(matches!(attempts.failed(lost(), 0.5), Decision::After(_)));
         attempts.failed(answered(ErrorKind::Unavailable), 0.5);
         assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
+    }
+
+    #[test]
+    fn the_answer_to_what_may_be_repeated_is_that_of_all_attempts() {
+        let mut attempts = Attempts::repeatable();
+        attempts.failed(lost(), 0.5);
+        assert_eq!(attempts.at_deadline().kind, ErrorKind::Undetermined);
+        for kind in [ErrorKind::Invalid, ErrorKind::Denied] {
+            let mut attempts = Attempts::repeatable();
+            attempts.failed(lost(), 0.5);
+            let decision = attempts.failed(answered(kind), 0.5);
+            assert!(matches!(decision, Decision::Fail(error) if error.kind == kind));
+        }
     }
 
     #[test]

@@ -106,9 +106,15 @@ pub fn done_key(id: &str, task: TaskRef) -> Bytes {
     saga_row(id, SAGA_NEWS, &task_rest(task))
 }
 
-/// Whether a key is that of a row which the engine of sagas has to learn of.
-pub fn is_news(key: &[u8]) -> bool {
-    key.first() == Some(&codec::keyspace::SAGA) && key.get(2) == Some(&SAGA_NEWS)
+/// Whether a key is that of a row which the engine of sagas has to learn of, whoever writes it: where a saga is, and what
+/// transactions of users have done.
+pub fn is_heard(key: &[u8]) -> bool {
+    key.first() == Some(&codec::keyspace::SAGA) && matches!(key.get(2), Some(&SAGA_NEWS | &SAGA_OPEN))
+}
+
+/// Whether a key is that of the row which says where a saga is that has not ended.
+pub fn is_open_key(key: &[u8]) -> bool {
+    key.get(2) == Some(&SAGA_OPEN)
 }
 
 /// The id of the saga that a row of the kinds open, closed and news is about.

@@ -338,7 +338,11 @@ impl Client {
             Ok(Request::Saga(Box::new(request)))
         };
         let asked = Asked { place: Place::Internal(place), build: &build, fresh: false, read: None };
-        match self.ask(asked).await? {
+        let reply = match changes_something(&what) {
+            true => self.ask_to_do(asked).await?,
+            false => self.ask(asked).await?,
+        };
+        match reply {
             Reply::Saga(reply) => reply.what.ok_or_else(unfit),
             other => Err(mismatched(&other)),
         }
@@ -366,6 +370,30 @@ impl Client {
         }
         self.map().await?;
         Ok(self.shared.map.router().starts_in(&range))
+    }
+}
+
+/// Whether a request changes something, so that its fate is unknown where it has no answer. Tasks that were taken and did
+/// not arrive are handed out again.
+fn changes_something(what: &Ask) -> bool {
+    match what {
+        Ask::Start(_)
+        | Ask::Signal(_)
+        | Ask::Control(_)
+        | Ask::End(_)
+        | Ask::ChildClosed(_)
+        | Ask::StartChild(_)
+        | Ask::PutSchedule(_)
+        | Ask::DropSchedule(_)
+        | Ask::TriggerSchedule(_) => true,
+        Ask::Get(_)
+        | Ask::Wait(_)
+        | Ask::History(_)
+        | Ask::Take(_)
+        | Ask::List(_)
+        | Ask::HeldLease(_)
+        | Ask::Free(_)
+        | Ask::Schedules(_) => false,
     }
 }
 

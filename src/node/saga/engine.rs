@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::definitions::Definitions;
+use super::own_writes::OwnWrites;
 use super::queues::{Poll, Poller, Queues, Waiting};
 use super::schedules;
 use super::timers::Timers;
@@ -26,7 +27,7 @@ use crate::codec::keyspace;
 use crate::node::replica::Replica;
 use crate::node::rows::Rows;
 use crate::rpc::v1;
-use crate::saga::{Definition, Event, State, id_of};
+use crate::saga::{Definition, Event, State, id_of, is_open_key};
 use crate::types::{Direction, Error, KeyRange, ReadAt, Result, limits};
 
 /// How long one transition, and the reading before it, may take.
@@ -59,6 +60,8 @@ pub struct Engine {
     /// Sagas whose letters are being delivered.
     pub(super) delivering: Mutex<HashSet<String>>,
     at_once: Arc<Semaphore>,
+    /// What this engine writes itself, and has not heard of yet.
+    pub(super) own_writes: OwnWrites,
     /// Nothing is to be forgotten before, as far as is known.
     first_expiry_ms: AtomicU64,
     replica: Arc<Replica>,
@@ -86,6 +89,7 @@ impl Engine {
             ends: Mutex::default(),
             delivering: Mutex::default(),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            own_writes: OwnWrites::default(),
             first_expiry_ms: AtomicU64::new(0),
             replica,
             this: this.clone(),
@@ -106,7 +110,7 @@ impl Engine {
         let stopping = self.stopping.clone();
         let all = async {
             // Before anything is read: what is written meanwhile is heard of.
-            let news = self.replica.group().replica().listen(crate::saga::is_news);
+            let news = self.replica.group().replica().listen(crate::saga::is_heard);
             while let Err(error) = self.take_over().await {
                 tracing::warn!(shard = %self.replica.group().id(), %error, "sagas can't be taken over yet; trying on");
                 sleep(PAUSE).await;
@@ -201,10 +205,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Hears of what transactions of users have written.
+    /// Hears of what others have written: transactions of users, and another engine of the shard, whose last transitions may
+    /// come in behind the takeover.
     async fn hear(&self, mut news: mpsc::UnboundedReceiver<Bytes>) {
         while let Some(key) = news.recv().await {
             match id_of(&key) {
+                Ok(id) if is_open_key(&key) => {
+                    if !self.own_writes.heard(&id) {
+                        self.take_in_soon(id, key).await;
+                    }
+                }
                 Ok(id) => self.take_in_soon(id, key).await,
                 Err(error) => tracing::error!(%error, "a saga has a malformed row"),
             }

@@ -1,7 +1,8 @@
 //! The edge of sagas: stores what the machine in `saga/` decides, hands out tasks, keeps time.
 //!
 //! The node that leads a shard of sagas runs an `engine` for it; `engines` starts and stops them. `transition` is the one way
-//! by which a saga changes: a transaction that reads where the saga was. `queues` has tasks and workers that wait for each
+//! by which a saga changes: a transaction that reads where the saga was. `own_writes` tells
+//! what others have written. `queues` has tasks and workers that wait for each
 //! other, `timers` what is due when, `schedules` starts sagas again and again, `letters` what sagas tell each other, `forget` ends what has ended long ago.
 //! `commits` is what transactions of users do to sagas; `catalogue` keeps definitions, at the leader of the system shard,
 //! and `definitions` what this node knows of them; `reads` answers on any replica; `wire` is how all of it travels.
@@ -15,6 +16,7 @@ mod engines;
 mod forget;
 mod letters;
 mod mistakes;
+mod own_writes;
 mod queues;
 mod reads;
 mod schedules;

@@ -19,7 +19,8 @@ use crate::codec::{self, keyspace};
 use crate::rpc::v1;
 use crate::saga::{
     Change, Definition, Event, Parent, Refusal, Start, State, TaskRef, Token, TxnDone, apply, closed_key,
-    expires_ms, open_key, output_of, reads_of_change, start, started_key, writes_of_change, writes_of_start,
+    expires_ms, is_open_key, open_key, output_of, reads_of_change, start, started_key, writes_of_change,
+    writes_of_start,
 };
 use crate::types::{
     Direction, Error, ErrorKind, KeyRange, ReadAt, Record, Result, Timestamp, TxnWrite, limits,
@@ -124,7 +125,7 @@ impl Engine {
             let (as_of, found) = self.rows.read(&keys, ReadAt::Latest, deadline).await?;
             let mut found = keys.iter().zip(found);
             let stored = found.next().and_then(|(_, record)| record).map(|record| record.commit_ts);
-            if stored == Some(now.stored) && *news != started_key(id) {
+            if stored == Some(now.stored) && !is_open_key(news) && *news != started_key(id) {
                 now.done.clear();
                 for (key, record) in found {
                     if let Some(record) = record {
@@ -236,6 +237,7 @@ impl Engine {
         let mut writes = writes_of_change(id, &now.definition, Some(&now.state), &plan.state, &plan.change);
         writes.extend(plan.noted.into_iter().map(|key| TxnWrite::Delete { key }));
         let reads = reads_of_change(id, &now.definition, &now.state);
+        self.own_writes.begin(id);
         match self.rows.commit(now.as_of, reads, writes, deadline).await {
             Ok(committed) => {
                 self.clock.note(committed);
@@ -247,6 +249,7 @@ impl Engine {
                 Ok(())
             }
             Err(error) => {
+                self.own_writes.failed(id);
                 for (_, poller) in plan.handed {
                     self.queues.put_back(poller);
                 }
@@ -324,7 +327,8 @@ impl Engine {
         if started.is_err() || loaded.is_none() {
             self.forget(id);
         }
-        if started.as_ref().is_err_and(|error| error.kind == ErrorKind::Undetermined) {
+        if started.is_err() {
+            // It may be started all the same.
             self.look_again(id);
         }
         started
@@ -353,6 +357,7 @@ impl Engine {
             let mut plan = Plan { state, change, handed: Vec::new(), noted: Vec::new() };
             self.hand_out_with(&mut plan, definition, now_ms);
             let writes = writes_of_start(id, definition, &plan.state, &plan.change, asked.input.clone());
+            self.own_writes.begin(id);
             match self.rows.commit(as_of, keys.to_vec(), writes, deadline).await {
                 Ok(committed) => {
                     self.clock.note(committed);
@@ -372,6 +377,7 @@ impl Engine {
                     return Ok(v1::SagaStarted { version: definition.version(), already: false });
                 }
                 Err(error) => {
+                    self.own_writes.failed(id);
                     for (_, poller) in plan.handed {
                         self.queues.put_back(poller);
                     }
