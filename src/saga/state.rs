@@ -296,6 +296,21 @@ impl State {
         self.steps.get(task.step).map(|step| step.task(task.kind))
     }
 
+    /// It, with the ends of leases that are known from before, of attempts that are the same.
+    #[must_use]
+    pub fn with_leases_of(mut self, before: &Self) -> Self {
+        for (step, known) in self.steps.iter_mut().zip(&before.steps) {
+            for kind in TaskKind::ALL {
+                let known = known.task(kind);
+                let task = step.task_mut(kind);
+                if task.status == TaskStatus::Running && task.fence == known.fence {
+                    task.due_ms = task.due_ms.max(known.due_ms);
+                }
+            }
+        }
+        self
+    }
+
     pub(super) fn task_mut(&mut self, task: TaskRef) -> Option<&mut Task> {
         self.steps.get_mut(task.step).map(|step| step.task_mut(task.kind))
     }

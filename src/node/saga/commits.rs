@@ -37,7 +37,8 @@ pub async fn add(
         check_start(asked)?;
         let definition = definitions.get(client, &asked.name, asked.version).await?;
         let id = asked.id.as_str();
-        let (state, change) = start(&definition, start_of(asked, None), clock.now_ms());
+        // The same for every attempt at the commit: a retry that wrote other keys would be another transaction (rule R8).
+        let (state, change) = start(&definition, start_of(asked, None), start_ts.unix_ms());
         // That there is none is what the transaction has read, whether or not anybody looked.
         part.reads.extend([open_key(id), closed_key(id)]);
         part.writes.extend(writes_of_start(id, &definition, &state, &change, asked.input.clone()));

@@ -172,9 +172,11 @@ impl Engine {
         for (task, call) in state.ready(definition) {
             self.queues.push(&call.queue, state.priority, Waiting { id: id.to_owned(), task });
         }
-        let has_letters = !state.letters.is_empty();
-        let due_ms = state.next_due_ms(definition);
-        self.timers.set(id, if has_letters { Some(0) } else { due_ms });
+        // What has happened since the page was read has set its own.
+        let letters_ms = (!state.letters.is_empty()).then_some(0);
+        if let Some(due_ms) = letters_ms.or(state.next_due_ms(definition)) {
+            self.timers.set_at_most(id, due_ms);
+        }
     }
 
     async fn take_over_schedules(&self, range: KeyRange) -> Result<()> {
@@ -184,7 +186,9 @@ impl Engine {
             let deadline = Instant::now() + WITHIN;
             let page = self.rows.page(rest, Direction::Forward, ReadAt::Latest, PAGE_ROWS, deadline).await?;
             for (key, record) in page.rows {
-                self.set_schedule(&id_of(&key)?, Some(&schedules::decode(&record.value)?));
+                // As it is by then, is looked at.
+                schedules::decode(&record.value)?;
+                self.look_at_schedule_soon(&id_of(&key)?);
             }
             from = page.next.filter(|next| range.contains(next));
         }

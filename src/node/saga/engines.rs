@@ -120,6 +120,8 @@ impl Engines {
     fn set(&self, replica: &Arc<Replica>, token: Token) -> Result<Arc<Engine>> {
         let client = self.client()?;
         let shard = replica.group().id();
+        // Before the other lock: nobody holds both.
+        let limits = self.limits.lock().clone();
         let mut running = self.running.lock();
         if self.stopped.is_cancelled() {
             return Err(Error::unavailable("the node is stopping: ask another node"));
@@ -134,7 +136,7 @@ impl Engines {
             self.clock.clone(),
             replica.clone(),
         );
-        for (queue, rate_per_s) in self.limits.lock().iter() {
+        for (queue, rate_per_s) in &limits {
             engine.queues.set_limit(queue, Some(*rate_per_s));
         }
         let task = AbortOnDropHandle::new(tokio::spawn(engine.clone().run()));
@@ -174,9 +176,8 @@ impl Engines {
         let queues = client.about_definitions(What::Queues(true)).await?.queues;
         let new: HashMap<String, f64> =
             queues.into_iter().map(|queue| (queue.name, queue.rate_per_s / shards as f64)).collect();
-        let mut known = self.limits.lock();
-        let running = self.running.lock();
-        for runs in running.values() {
+        let known = std::mem::replace(&mut *self.limits.lock(), new.clone());
+        for runs in self.running.lock().values() {
             for (queue, _) in known.iter().filter(|(queue, _)| !new.contains_key(*queue)) {
                 runs.engine.queues.set_limit(queue, None);
             }
@@ -184,7 +185,6 @@ impl Engines {
                 runs.engine.queues.set_limit(queue, Some(*rate_per_s));
             }
         }
-        *known = new;
         Ok(())
     }
 

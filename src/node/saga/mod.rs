@@ -56,15 +56,6 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         What::History(page) => Reply::Records(readings()?.history(checked(&page.id)?, page.from).await?),
         What::List(page) => Reply::Page(readings()?.list(&place, page).await?),
         What::Schedules(_) => Reply::Schedules(readings()?.schedules(&place).await?),
-        What::PutSchedule(schedule) => {
-            Reply::Schedules(engines.of(&place)?.put_schedule(schedule, deadline).await?)
-        }
-        What::DropSchedule(name) => {
-            Reply::Schedules(engines.of(&place)?.drop_schedule(&name, deadline).await?)
-        }
-        What::TriggerSchedule(name) => {
-            Reply::Schedules(engines.of(&place)?.trigger_schedule(&name, deadline).await?)
-        }
         What::HeldLease(lease) => {
             commits::check_lease(engines.rows(), &lease.token, Timestamp(lease.at_ts), deadline).await?;
             Reply::Done(v1::SagaDone::default())
@@ -109,6 +100,12 @@ enum Ask {
     Start(v1::SagaStart, Option<Parent>),
     /// Let this happen to a saga.
     Happen(String, Event),
+    /// Make or change a schedule.
+    PutSchedule(v1::SagaSchedule),
+    /// Drop a schedule.
+    DropSchedule(String),
+    /// Start a run of a schedule.
+    TriggerSchedule(String),
 }
 
 fn ask_of(what: What) -> Result<Ask> {
@@ -129,6 +126,9 @@ fn ask_of(what: What) -> Result<Ask> {
             Ask::Happen(parent, Event::ChildClosed { token, outcome, output: closed.output })
         }
         What::StartChild(child) => ask_of_child(child)?,
+        What::PutSchedule(schedule) => Ask::PutSchedule(schedule),
+        What::DropSchedule(name) => Ask::DropSchedule(name),
+        What::TriggerSchedule(name) => Ask::TriggerSchedule(name),
         What::Get(_)
         | What::History(_)
         | What::List(_)
@@ -137,9 +137,6 @@ fn ask_of(what: What) -> Result<Ask> {
         | What::Wait(_)
         | What::Take(_)
         | What::Control(_)
-        | What::PutSchedule(_)
-        | What::DropSchedule(_)
-        | What::TriggerSchedule(_)
         | What::Schedules(_) => {
             return Err(Error::corrupt("the request is none that is for the leader's engine alone"));
         }
@@ -166,6 +163,15 @@ async fn serve_engine(engine: &Engine, ask: Ask, deadline: Instant) -> Result<Re
             return Ok(Reply::Started(engine.start(&start, parent, deadline).await?));
         }
         Ask::Happen(id, event) => (id, event),
+        Ask::PutSchedule(schedule) => {
+            return Ok(Reply::Schedules(engine.put_schedule(schedule, deadline).await?));
+        }
+        Ask::DropSchedule(name) => {
+            return Ok(Reply::Schedules(engine.drop_schedule(&name, deadline).await?));
+        }
+        Ask::TriggerSchedule(name) => {
+            return Ok(Reply::Schedules(engine.trigger_schedule(&name, deadline).await?));
+        }
     };
     let is_output = matches!(event, Event::Complete { .. });
     match engine.happen(&id, event.clone(), deadline).await {

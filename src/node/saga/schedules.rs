@@ -138,6 +138,11 @@ impl Engine {
         Ok(v1::SagaSchedules { schedules, existed, ..v1::SagaSchedules::default() })
     }
 
+    /// Has a schedule looked at now.
+    pub(super) fn look_at_schedule_soon(&self, name: &str) {
+        self.timers.set_at_most(&format!("{MARK}{name}"), 0);
+    }
+
     /// Sets when a schedule is looked at next.
     pub(super) fn set_schedule(&self, name: &str, schedule: Option<&Schedule>) {
         let at_ms = schedule.and_then(|schedule| schedule.look_at_ms(self.clock.now_ms()));
@@ -238,7 +243,11 @@ impl Engine {
                     return Ok((old.is_some(), new));
                 }
                 Err(error) if error.kind == ErrorKind::Conflict => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // It may be stored all the same.
+                    self.look_again(&format!("{MARK}{name}"));
+                    return Err(error);
+                }
             }
         }
         Err(Error::unavailable(format!("schedule {name} is changed by others all the time: try again")))

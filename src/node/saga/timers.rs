@@ -36,6 +36,15 @@ impl Timers {
         }
     }
 
+    /// Sets when a saga is next due, unless it is earlier: for who knows what was so a while ago. A look that comes too early
+    /// does nothing.
+    pub fn set_at_most(&self, id: &str, due_ms: u64) {
+        let is_later = self.inner.lock().due_ms.get(id).is_none_or(|known_ms| *known_ms > due_ms);
+        if is_later {
+            self.set(id, Some(due_ms));
+        }
+    }
+
     /// When the first one is due.
     pub fn first_ms(&self) -> Option<u64> {
         self.inner.lock().order.first().map(|(at_ms, _)| *at_ms)

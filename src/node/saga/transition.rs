@@ -154,7 +154,8 @@ impl Engine {
     ) -> Result<Happened> {
         for _ in 0..ATTEMPTS {
             if loaded.as_ref().is_none_or(|loaded| loaded.at.elapsed() > START_AGE) {
-                **loaded = self.load(id, deadline).await?;
+                let before = loaded.take().map(|loaded| loaded.state);
+                **loaded = self.load(id, before.as_ref(), deadline).await?;
             }
             let Some(now) = loaded.as_ref() else {
                 self.forget(id);
@@ -390,8 +391,9 @@ impl Engine {
         Err(Error::unavailable(format!("saga {id} was started by others at the same time: try again")))
     }
 
-    /// A saga as it is stored; `None` where there is none that has not ended.
-    async fn load(&self, id: &str, deadline: Instant) -> Result<Option<Loaded>> {
+    /// A saga as it is stored; `None` where there is none that has not ended. What was heard of its workers is known from
+    /// `before`, or else each counts as heard of just now.
+    async fn load(&self, id: &str, before: Option<&State>, deadline: Instant) -> Result<Option<Loaded>> {
         let keys = [open_key(id), started_key(id)];
         let at = Instant::now();
         let (as_of, found) = self.rows.read(&keys, ReadAt::Latest, deadline).await?;
@@ -407,8 +409,11 @@ impl Engine {
         {
             done.push((key, decode_done(&record.value)?));
         }
-        let taken = apply(&state, &definition, self.clock.now_ms(), Event::TakenOver);
-        let state = taken.map(|(state, _)| state).unwrap_or(state);
+        let state = match before {
+            Some(before) => state.with_leases_of(before),
+            None => apply(&state, &definition, self.clock.now_ms(), Event::TakenOver)
+                .map_or(state, |(state, _)| state),
+        };
         Ok(Some(Loaded { state, definition, payloads, stored, as_of, at, done, is_new }))
     }
 
