@@ -19,6 +19,8 @@ use crate::types::{
     limits,
 };
 
+/// Rows of a page, where all of a range are read.
+const PAGE_ROWS: usize = 1_000;
 /// Keys that are read together.
 const KEYS_TOGETHER: usize = 2_000;
 
@@ -172,6 +174,39 @@ impl Rows {
         let mut page = self.reads(&replica, deadline).page(request, at).await?.value;
         page.next = page.next.or_else(|| rest(&here, &range, direction));
         Ok(page)
+    }
+
+    /// The next page of the rows of a range that lies in one shard, from `from` on, which becomes where to go on; `None` once
+    /// there is nothing to go on at. Each page may take so long.
+    ///
+    /// # Errors
+    ///
+    /// Those of a read.
+    pub async fn next(
+        &self,
+        range: &KeyRange,
+        from: &mut Option<Bytes>,
+        at: ReadAt,
+        within: Duration,
+    ) -> Result<Option<Vec<(Bytes, Record)>>> {
+        let Some(start) = from.take() else { return Ok(None) };
+        let rest = KeyRange::new(start, range.end.clone());
+        let page = self.page(rest, Direction::Forward, at, PAGE_ROWS, Instant::now() + within).await?;
+        *from = page.next.filter(|next| range.contains(next));
+        Ok(Some(page.rows))
+    }
+
+    /// All rows of a range that lies in one shard, and has few.
+    ///
+    /// # Errors
+    ///
+    /// Those of a read.
+    pub async fn all(&self, range: &KeyRange, at: ReadAt, within: Duration) -> Result<Vec<(Bytes, Record)>> {
+        let (mut rows, mut from) = (Vec::new(), Some(range.start.clone()));
+        while let Some(page) = self.next(range, &mut from, at, within).await? {
+            rows.extend(page);
+        }
+        Ok(rows)
     }
 
     fn reads<'a>(&'a self, replica: &'a Arc<Replica>, deadline: Instant) -> Reads<'a> {

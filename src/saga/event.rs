@@ -208,7 +208,7 @@ pub struct Change {
 /// A line of a saga's history.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// When, by the engine's clock, in milliseconds since the store's epoch.
+    /// When, by the engine's clock, in milliseconds since 1970.
     pub at_ms: u64,
     /// Of which step; of none for what is about the whole saga.
     pub step: Option<usize>,

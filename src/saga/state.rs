@@ -222,7 +222,7 @@ pub struct State {
     pub name: String,
     /// Its definition's version.
     pub version: u32,
-    /// When it was started, by the engine's clock, in milliseconds since the store's epoch.
+    /// When it was started, by the engine's clock, in milliseconds since 1970.
     pub created_ms: u64,
     /// When it ended; 0 while it has not.
     pub closed_ms: u64,

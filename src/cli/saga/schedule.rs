@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
 use super::{pair, payload, show};
@@ -10,6 +11,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Done, Failure};
 use crate::cli::output::{self, Format, print_line};
 use crate::client::{Client, SagaSchedule, SagaStart};
+use crate::saga::Overlap;
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -42,9 +44,10 @@ pub struct PutArgs {
     /// As the IANA names them, such as Europe/Berlin; UTC where it is left out.
     #[arg(long, value_name = "ZONE", default_value = "")]
     time_zone: String,
-    /// What becomes of a run whose time has come while the one before has not ended.
-    #[arg(long, value_enum, default_value_t)]
-    overlap: Overlap,
+    /// What becomes of a run whose time has come while the one before has not ended: there is none; it waits, one at most;
+    /// both run; the one before is cancelled.
+    #[arg(long, default_value = Overlap::Skip.name(), value_parser = PossibleValuesParser::new(Overlap::ALL.map(Overlap::name)))]
+    overlap: String,
     /// What workers get with each task; - reads standard input.
     #[arg(long, default_value = "")]
     input: OsString,
@@ -57,30 +60,6 @@ pub struct PutArgs {
     /// Start nothing until it is put again without this.
     #[arg(long)]
     paused: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Overlap {
-    /// There is none.
-    #[default]
-    Skip,
-    /// It waits until that has ended; one at most does.
-    Wait,
-    /// They run side by side.
-    Allow,
-    /// The one before is cancelled.
-    Cancel,
-}
-
-impl Overlap {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Skip => "skip",
-            Self::Wait => "wait",
-            Self::Allow => "allow",
-            Self::Cancel => "cancel",
-        }
-    }
 }
 
 pub async fn run(context: &Context, client: &Client, command: Command) -> Result<Done, Failure> {
@@ -97,7 +76,7 @@ pub async fn run(context: &Context, client: &Client, command: Command) -> Result
                     attributes: args.attributes.into_iter().collect(),
                     ..SagaStart::default()
                 }),
-                overlap: args.overlap.name().to_owned(),
+                overlap: args.overlap,
                 paused: args.paused,
                 ..SagaSchedule::default()
             };

@@ -151,7 +151,12 @@ impl Client {
     ///
     /// `Invalid` where there is none of the id.
     pub async fn saga(&self, id: &str) -> Result<SagaView> {
-        view(self.about_saga(id, Ask::Get(v1::SagaGet { id: id.to_owned(), with_payloads: true })).await?)
+        self.saga_with(id, true).await
+    }
+
+    /// The same, with payloads only where they are wanted.
+    pub(crate) async fn saga_with(&self, id: &str, with_payloads: bool) -> Result<SagaView> {
+        view(self.about_saga(id, Ask::Get(v1::SagaGet { id: id.to_owned(), with_payloads })).await?)
     }
 
     /// Waits until a saga has ended: until the client's deadline. Answers where it is then, ended or not.
@@ -192,14 +197,17 @@ impl Client {
     ///
     /// `Invalid` where there is none of the id, or it has ended.
     pub async fn signal_saga(&self, id: &str, name: &str, payload: impl Into<Bytes>) -> Result<()> {
-        let signal_id: [u8; 16] = rand::random();
-        let signal = v1::SagaSignal {
-            id: id.to_owned(),
-            name: name.to_owned(),
-            payload: payload.into(),
-            signal_id: Bytes::copy_from_slice(&signal_id),
-        };
-        done(self.about_saga(id, Ask::Signal(signal)).await?).map(drop)
+        let (id, name, payload) = (id.to_owned(), name.to_owned(), payload.into());
+        self.send_signal(v1::SagaSignal { id, name, payload, ..v1::SagaSignal::default() }).await.map(drop)
+    }
+
+    /// Sends a signal. One without an id gets one: what is sent again on the way is one signal.
+    pub(crate) async fn send_signal(&self, mut signal: v1::SagaSignal) -> Result<SagaDone> {
+        if signal.signal_id.is_empty() {
+            signal.signal_id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+        }
+        let id = signal.id.clone();
+        done(self.about_saga(&id, Ask::Signal(signal)).await?)
     }
 
     /// Ends a saga, and undoes what it did. Answers whether that changed anything: not where it goes back already.
@@ -325,12 +333,13 @@ impl Client {
         done(self.about_saga(&id, Ask::Control(control)).await?)
     }
 
-    /// Sends a request about a saga to the leader of its shard. All of them may be repeated.
+    /// Sends a request about a saga to the leader of its shard, again where it has no answer. Most do nothing the second time;
+    /// what does not is `retry`, `reset` and `trigger`, which then count as wanted twice.
     pub(crate) async fn about_saga(&self, id: &str, what: Ask) -> Result<Answer> {
         self.about_sagas_at(&keyspace::saga_row(id, keyspace::SAGA_OPEN, &[]), what).await
     }
 
-    /// Sends a request about sagas to the leader of the shard that holds a place.
+    /// Sends a request about sagas to the leader of the shard that holds a place; see [`about_saga`](Self::about_saga).
     pub(crate) async fn about_sagas_at(&self, place: &Bytes, what: Ask) -> Result<Answer> {
         let build = |header, _: &Target| {
             let request =

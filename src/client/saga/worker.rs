@@ -17,6 +17,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::task::Task;
 use super::{SagaTask, done, unfit};
 use crate::client::{Client, Committed, Txn};
+use crate::rpc::convert::failure_to_proto;
 use crate::rpc::v1;
 use crate::rpc::v1::saga_reply::What as Answer;
 use crate::rpc::v1::saga_request::What as Ask;
@@ -156,7 +157,8 @@ impl SagaWorker {
     }
 
     /// Takes and does tasks until it is stopped; then waits for those under way, until the [`grace`](Self::grace) is over.
-    /// What is not done by then is given back.
+    /// What is not done by then is told as failed
+    /// (kind `stopped`), so that another worker may try.
     ///
     /// # Errors
     ///
@@ -188,7 +190,7 @@ struct Running {
     /// Tasks that may be under way.
     slots: Arc<Semaphore>,
     tracker: TaskTracker,
-    /// Tasks that are under way are to be given back.
+    /// Tasks that are under way are to be told as failed.
     hurry: CancellationToken,
 }
 
@@ -221,7 +223,7 @@ impl Running {
                 () = sleep(LOOK_EVERY) => {}
             }
         }
-        // A poll that is under way may yet be given tasks, which must be told to be given back.
+        // A poll that is under way may yet be given tasks, which are done then.
         ending.cancel();
         let mut ends: FuturesUnordered<_> = loops.into_values().collect();
         while ends.next().await.is_some() {}
@@ -377,7 +379,7 @@ impl Running {
         loop {
             sleep(every).await;
             let client = self.worker.client.with_deadline(Duration::from_millis(task.heartbeat_ms));
-            match end(&client, &task.token, End::Heartbeat(true)).await {
+            match client.end_saga_task(&task.token, End::Heartbeat(true)).await {
                 Ok(told) if told.cancel_requested => cancelled.cancel(),
                 Ok(_) => {}
                 Err(error) if error.kind == ErrorKind::Denied => {
@@ -400,16 +402,11 @@ impl Running {
         }
         let what = match ended {
             Ok(output) => End::Output(output),
-            Err(failure) => End::Failure(v1::SagaFailure {
-                message: failure.message,
-                kind: failure.kind,
-                is_final: failure.is_final,
-                did_nothing: failure.did_nothing,
-            }),
+            Err(failure) => End::Failure(failure_to_proto(failure)),
         };
         let is_done = matches!(what, End::Output(_));
         let client = self.worker.client.with_deadline(TELL_FOR);
-        match end(&client, &task.token, what).await {
+        match client.end_saga_task(&task.token, what).await {
             Ok(_) if is_done => stats.completed.fetch_add(1, Ordering::Relaxed),
             Ok(_) => stats.failed.fetch_add(1, Ordering::Relaxed),
             Err(error) if error.kind == ErrorKind::Denied => {
@@ -418,13 +415,8 @@ impl Running {
             }
             Err(error) if error.kind == ErrorKind::Invalid && is_done => {
                 // It is of no use to try that again: too large, or no answer of a check.
-                let failure = v1::SagaFailure {
-                    message: error.message,
-                    kind: "output".to_owned(),
-                    is_final: true,
-                    did_nothing: false,
-                };
-                if let Err(error) = end(&client, &task.token, End::Failure(failure)).await {
+                let failure = failure_to_proto(Failure::new(error.message).kind("output").final_one());
+                if let Err(error) = client.end_saga_task(&task.token, End::Failure(failure)).await {
                     tracing::warn!(saga = task.saga_id, step = task.step, %error, "a task's end can't be told");
                 }
                 stats.failed.fetch_add(1, Ordering::Relaxed)
@@ -435,16 +427,6 @@ impl Running {
             }
         };
     }
-}
-
-/// Tells how a task ended, or that it goes on.
-async fn end(client: &Client, token: &str, what: End) -> Result<v1::SagaDone> {
-    let (id, _) = Token::from_text(token)?;
-    done(
-        client
-            .about_saga(&id, Ask::End(v1::SagaTaskEnd { token: token.to_owned(), what: Some(what) }))
-            .await?,
-    )
 }
 
 impl Client {
@@ -489,6 +471,13 @@ impl Client {
         }
     }
 
+    /// Tells how a task ended, or that it goes on.
+    pub(crate) async fn end_saga_task(&self, token: &str, what: End) -> Result<v1::SagaDone> {
+        let (id, _) = Token::from_text(token)?;
+        let end = v1::SagaTaskEnd { token: token.to_owned(), what: Some(what) };
+        done(self.about_saga(&id, Ask::End(end)).await?)
+    }
+
     /// Tells that a task is done, for a worker that is not a [`SagaWorker`]. Answers what is recorded where that was told
     /// before.
     ///
@@ -496,7 +485,7 @@ impl Client {
     ///
     /// `Denied` where the attempt does not count any more; `Invalid` for a wrong token or output.
     pub async fn complete_saga_task(&self, token: &str, output: impl Into<Bytes>) -> Result<Option<Bytes>> {
-        let told = end(self, token, End::Output(output.into())).await?;
+        let told = self.end_saga_task(token, End::Output(output.into())).await?;
         Ok(told.already.then_some(told.recorded))
     }
 
@@ -506,13 +495,7 @@ impl Client {
     ///
     /// As for [`complete_saga_task`](Self::complete_saga_task).
     pub async fn fail_saga_task(&self, token: &str, failure: Failure) -> Result<()> {
-        let failure = v1::SagaFailure {
-            message: failure.message,
-            kind: failure.kind,
-            is_final: failure.is_final,
-            did_nothing: failure.did_nothing,
-        };
-        end(self, token, End::Failure(failure)).await.map(drop)
+        self.end_saga_task(token, End::Failure(failure_to_proto(failure))).await.map(drop)
     }
 
     /// Tells that a worker is still at a task. Answers whether it may stop: the saga goes back.
@@ -521,6 +504,6 @@ impl Client {
     ///
     /// As for [`complete_saga_task`](Self::complete_saga_task).
     pub async fn heartbeat_saga_task(&self, token: &str) -> Result<bool> {
-        Ok(end(self, token, End::Heartbeat(true)).await?.cancel_requested)
+        Ok(self.end_saga_task(token, End::Heartbeat(true)).await?.cancel_requested)
     }
 }

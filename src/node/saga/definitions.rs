@@ -41,21 +41,21 @@ impl Definitions {
         }
         let asked = Instant::now();
         let reply = client.about_definitions(What::Find(name.to_owned())).await?;
-        let mut newest = 0;
-        for definition in reply.definitions {
-            newest = newest.max(definition.version);
-            let definition = Definition::from_json(&definition.json)?;
+        let newest = reply.definitions.iter().map(|definition| definition.version).max();
+        if let Some(newest) = newest {
+            self.newest.lock().insert(name.to_owned(), (newest, asked));
+        }
+        let wanted = if version == 0 { newest.unwrap_or_default() } else { version };
+        let found = reply.definitions.into_iter().find(|definition| definition.version == wanted);
+        let definition = found.map(|found| Definition::from_json(&found.json).map(Arc::new)).transpose()?;
+        if let Some(definition) = &definition {
             let mut versions = self.versions.lock();
             if versions.len() >= MAX_KEPT {
                 versions.clear();
             }
-            versions.insert((name.to_owned(), definition.version()), Arc::new(definition));
+            versions.insert((name.to_owned(), wanted), definition.clone());
         }
-        if newest > 0 {
-            self.newest.lock().insert(name.to_owned(), (newest, asked));
-        }
-        let wanted = if version == 0 { newest } else { version };
-        self.known(name, wanted).ok_or_else(|| match version {
+        definition.ok_or_else(|| match version {
             0 => Error::invalid(format!("there is no saga {name}: define it first, or see which there are")),
             version => {
                 Error::invalid(format!("there is no version {version} of saga {name}: define it first"))

@@ -2,9 +2,11 @@
 //! after the other, and is told only once it is stored.
 //!
 //! All that an engine knows is what is stored, or can be read anew: another node that leads the shard goes on from there.
-//! Two that believe to lead do no harm: what each writes is refused where the saga is not as it believed.
+//! Two that believe to lead do no harm: what each writes is refused where the saga is not as it believed, and
+//! what one writes behind the other's takeover is heard of.
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -28,7 +30,7 @@ use crate::node::replica::Replica;
 use crate::node::rows::Rows;
 use crate::rpc::v1;
 use crate::saga::{Definition, Event, State, id_of, is_open_key};
-use crate::types::{Direction, Error, KeyRange, ReadAt, Result, limits};
+use crate::types::{Error, KeyRange, ReadAt, Result, limits};
 
 /// How long one transition, and the reading before it, may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(10);
@@ -38,8 +40,6 @@ const AGAIN_MS: u64 = 500;
 const KEEP_MS: u64 = 10_000;
 /// Sagas that are looked at at the same time, because they are due or something has happened to them.
 const AT_ONCE: usize = 256;
-/// Rows of a page when all sagas are looked at.
-const PAGE_ROWS: usize = 1_000;
 /// Sagas whose ends are waited for are looked through for those that nobody waits for any more, once there are so many.
 const MANY_ENDS: usize = 1_000;
 /// The pause before a takeover is tried again.
@@ -129,44 +129,37 @@ impl Engine {
         let began = Instant::now();
         let shard = self.replica.group().state().descriptor.range.clone();
         let mut sagas = 0_usize;
+        let part = |partition, rows| shard.intersect(&KeyRange::prefix(keyspace::saga_rows(partition, rows)));
         for partition in 0..=u8::MAX {
-            let open = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_OPEN));
-            let news = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_NEWS));
-            let schedules = KeyRange::prefix(keyspace::saga_rows(partition, keyspace::SAGA_SCHEDULE));
-            if let Some(open) = shard.intersect(&open) {
-                sagas += self.take_over_range(open).await?;
+            let latest = ReadAt::Latest;
+            if let Some(open) = part(partition, keyspace::SAGA_OPEN) {
+                let mut from = Some(open.start.clone());
+                while let Some(rows) = self.rows.next(&open, &mut from, latest, WITHIN).await? {
+                    sagas += rows.len();
+                    for (key, record) in rows {
+                        let (id, state) = (id_of(&key)?, State::decode(&record.value)?);
+                        let definition = self.definition_of(&state).await?;
+                        self.expect(&id, &definition, &state);
+                    }
+                }
             }
-            if let Some(news) = shard.intersect(&news) {
-                self.look_at_news(news).await?;
+            if let Some(news) = part(partition, keyspace::SAGA_NEWS) {
+                for (key, _) in self.rows.all(&news, latest, WITHIN).await? {
+                    self.timers.set(&id_of(&key)?, Some(0));
+                }
             }
-            if let Some(schedules) = shard.intersect(&schedules) {
-                self.take_over_schedules(schedules).await?;
+            if let Some(schedules) = part(partition, keyspace::SAGA_SCHEDULE) {
+                for (key, _) in self.rows.all(&schedules, latest, WITHIN).await? {
+                    self.look_at_schedule_soon(&id_of(&key)?);
+                }
             }
         }
         tracing::info!(shard = %self.replica.group().id(), sagas, took = ?began.elapsed(), "sagas were taken over");
         Ok(())
     }
 
-    async fn take_over_range(&self, range: KeyRange) -> Result<usize> {
-        let mut sagas = 0;
-        let mut from = Some(range.start.clone());
-        while let Some(start) = from.take() {
-            let rest = KeyRange::new(start, range.end.clone());
-            let deadline = Instant::now() + WITHIN;
-            let page = self.rows.page(rest, Direction::Forward, ReadAt::Latest, PAGE_ROWS, deadline).await?;
-            for (key, record) in page.rows {
-                let (id, state) = (id_of(&key)?, State::decode(&record.value)?);
-                let definition = self.definition_of(&state).await?;
-                self.schedule(&id, &definition, &state);
-                sagas += 1;
-            }
-            from = page.next.filter(|next| range.contains(next));
-        }
-        Ok(sagas)
-    }
-
     /// What a saga that was not in memory waits for: a worker, a time, or others to be told.
-    fn schedule(&self, id: &str, definition: &Definition, state: &State) {
+    fn expect(&self, id: &str, definition: &Definition, state: &State) {
         let known = crate::saga::apply(state, definition, self.clock.now_ms(), Event::TakenOver);
         let state = known.as_ref().map_or(state, |(state, _)| state);
         for (task, call) in state.ready(definition) {
@@ -179,47 +172,15 @@ impl Engine {
         }
     }
 
-    async fn take_over_schedules(&self, range: KeyRange) -> Result<()> {
-        let mut from = Some(range.start.clone());
-        while let Some(start) = from.take() {
-            let rest = KeyRange::new(start, range.end.clone());
-            let deadline = Instant::now() + WITHIN;
-            let page = self.rows.page(rest, Direction::Forward, ReadAt::Latest, PAGE_ROWS, deadline).await?;
-            for (key, record) in page.rows {
-                // As it is by then, is looked at.
-                schedules::decode(&record.value)?;
-                self.look_at_schedule_soon(&id_of(&key)?);
-            }
-            from = page.next.filter(|next| range.contains(next));
-        }
-        Ok(())
-    }
-
-    async fn look_at_news(&self, range: KeyRange) -> Result<()> {
-        let mut from = Some(range.start.clone());
-        while let Some(start) = from.take() {
-            let rest = KeyRange::new(start, range.end.clone());
-            let deadline = Instant::now() + WITHIN;
-            let page = self.rows.page(rest, Direction::Forward, ReadAt::Latest, PAGE_ROWS, deadline).await?;
-            for (key, _) in &page.rows {
-                self.timers.set(&id_of(key)?, Some(0));
-            }
-            from = page.next.filter(|next| range.contains(next));
-        }
-        Ok(())
-    }
-
     /// Hears of what others have written: transactions of users, and another engine of the shard, whose last transitions may
     /// come in behind the takeover.
     async fn hear(&self, mut news: mpsc::UnboundedReceiver<Bytes>) {
         while let Some(key) = news.recv().await {
             match id_of(&key) {
-                Ok(id) if is_open_key(&key) => {
-                    if !self.own_writes.heard(&id) {
-                        self.take_in_soon(id, key).await;
-                    }
+                Ok(id) if is_open_key(&key) && self.own_writes.heard(&id) => {}
+                Ok(id) => {
+                    self.soon(|engine| async move { engine.take_in_or_look(&id, &key).await }).await;
                 }
-                Ok(id) => self.take_in_soon(id, key).await,
                 Err(error) => tracing::error!(%error, "a saga has a malformed row"),
             }
         }
@@ -229,7 +190,7 @@ impl Engine {
     async fn keep_time(&self) {
         loop {
             while let Some(id) = self.timers.pop_due(self.clock.now_ms()) {
-                self.look_soon(id).await;
+                self.soon(|engine| async move { engine.look(&id).await }).await;
             }
             let first_ms = self.timers.first_ms();
             let wait = async {
@@ -254,22 +215,26 @@ impl Engine {
         }
     }
 
-    /// Whether no worker has a task, none waits for one, and nothing is being written.
+    /// Whether no worker has a task, none waits for one, nothing is being written, and no saga tells another one.
     fn is_idle(&self) -> bool {
         self.sagas.lock().is_empty()
             && self.queues.ready() == 0
             && self.at_once.available_permits() == AT_ONCE
+            && self.delivering.lock().is_empty()
     }
 
-    /// Has a saga looked at, in the background; waits while many are.
-    async fn look_soon(&self, id: String) {
-        let (Some(engine), Ok(permit)) = (self.this.upgrade(), self.at_once.clone().acquire_owned().await)
-        else {
+    /// Does something in the background; waits while much is done there.
+    async fn soon<Fut>(&self, work: impl FnOnce(Arc<Self>) -> Fut)
+    where
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (Some(engine), Ok(permit)) = (self.shared(), self.at_once.clone().acquire_owned().await) else {
             return;
         };
+        let work = work(engine);
         tokio::spawn(async move {
-            let _permit = permit;
-            engine.look(&id).await;
+            work.await;
+            drop(permit);
         });
     }
 
@@ -279,20 +244,13 @@ impl Engine {
         tokio::spawn(async move { engine.give_back(&task).await });
     }
 
-    /// Has a saga take in what a transaction of users has written for it, in the background.
-    async fn take_in_soon(&self, id: String, news: Bytes) {
-        let (Some(engine), Ok(permit)) = (self.this.upgrade(), self.at_once.clone().acquire_owned().await)
-        else {
-            return;
-        };
-        tokio::spawn(async move {
-            let _permit = permit;
-            if let Err(error) = engine.take_in(&id, &news, Instant::now() + WITHIN).await {
-                tracing::debug!(id, %error, "a saga can't take in now what was committed for it; trying on");
-                engine.refresh(&id).await;
-                engine.look_again(&id);
-            }
-        });
+    /// Has a saga take in what others have written for it.
+    async fn take_in_or_look(&self, id: &str, news: &Bytes) {
+        if let Err(error) = self.take_in(id, news, Instant::now() + WITHIN).await {
+            tracing::debug!(id, %error, "a saga can't take in now what was committed for it; trying on");
+            self.refresh(id).await;
+            self.look_again(id);
+        }
     }
 
     /// Lets happen to a saga what is due.
@@ -318,15 +276,7 @@ impl Engine {
         loop {
             let (pairs, again) = self.queues.matched();
             for (waiting, poller) in pairs {
-                let (Some(engine), Ok(permit)) =
-                    (self.this.upgrade(), self.at_once.clone().acquire_owned().await)
-                else {
-                    return;
-                };
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    engine.hand_to(waiting, poller).await;
-                });
+                self.soon(|engine| async move { engine.hand_to(waiting, poller).await }).await;
             }
             let wait = async {
                 match again {
@@ -472,7 +422,7 @@ impl Engine {
             waiting.retain(|one| !one.is_closed());
             waiting.push(tell);
         }
-        if self.is_settled(id, until).await? {
+        if self.has_ended(id, until).await? {
             return Ok(());
         }
         // That the time is over, or the engine has gone, is no error: the saga is looked at then.
@@ -499,12 +449,12 @@ impl Engine {
         let is_at_work = state.is_at_work(definition);
         let is_soon = state.next_due_ms(definition).is_some_and(|due_ms| due_ms <= soon_ms);
         if state.is_settled() || !(is_at_work || is_soon) {
-            self.forget(id);
+            self.let_go(id);
         }
     }
 
     /// Keeps a saga in memory no longer: it is read anew when it is needed.
-    pub(super) fn forget(&self, id: &str) {
+    pub(super) fn let_go(&self, id: &str) {
         self.sagas.lock().remove(id);
     }
 

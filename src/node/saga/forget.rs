@@ -67,30 +67,30 @@ async fn forget_due(engine: &Engine, shard: &KeyRange, now_ms: u64) -> Result<u6
     Ok(first_ms)
 }
 
-/// Removes all rows of a saga that has ended; last of all those by which it is found here.
+/// Removes all rows of a saga that has ended; last of all those by which it is found here. Each transaction reads that it
+/// has: another engine may have forgotten it, and the id may be another saga's.
 async fn forget(engine: &Engine, id: &str) -> Result<()> {
+    let closed = closed_key(id);
+    let deadline = Instant::now() + WITHIN;
+    let (as_of, found) = engine.rows.read(std::slice::from_ref(&closed), ReadAt::Latest, deadline).await?;
+    let Some(record) = found.into_iter().flatten().next() else { return Ok(()) };
+    let state = State::decode(&record.value)?;
+    let definition = engine.definition_of(&state).await?;
+    let remove = async |keys: Vec<Bytes>| {
+        let writes = keys.into_iter().map(|key| TxnWrite::Delete { key }).collect();
+        let deadline = Instant::now() + WITHIN;
+        engine.rows.commit(as_of, vec![closed.clone()], writes, deadline).await.map(drop)
+    };
     for rows in [keyspace::SAGA_HISTORY, keyspace::SAGA_PAYLOAD, keyspace::SAGA_LEASE, keyspace::SAGA_NEWS] {
         loop {
             let deadline = Instant::now() + WITHIN;
             let range = keyspace::saga_rows_of(id, rows);
             let page = engine.rows.page(range, Direction::Forward, ReadAt::Latest, ROWS, deadline).await?;
-            let keys: Vec<Bytes> = page.rows.into_iter().map(|(key, _)| key).collect();
-            if keys.is_empty() {
+            if page.rows.is_empty() {
                 break;
             }
-            remove(engine, keys).await?;
+            remove(page.rows.into_iter().map(|(key, _)| key).collect()).await?;
         }
     }
-    let deadline = Instant::now() + WITHIN;
-    let (_, found) = engine.rows.read(&[closed_key(id)], ReadAt::Latest, deadline).await?;
-    let Some(record) = found.into_iter().flatten().next() else { return Ok(()) };
-    let state = State::decode(&record.value)?;
-    let definition = engine.definition_of(&state).await?;
-    remove(engine, keys_of_closed(id, &definition, &state)).await
-}
-
-async fn remove(engine: &Engine, keys: Vec<Bytes>) -> Result<()> {
-    let start = engine.rows.now().await?;
-    let writes = keys.into_iter().map(|key| TxnWrite::Delete { key }).collect();
-    engine.rows.commit(start, Vec::new(), writes, Instant::now() + WITHIN).await.map(drop)
+    remove(keys_of_closed(id, &definition, &state)).await
 }

@@ -33,6 +33,7 @@ use tokio::time::{Duration, Instant};
 
 use self::engine::Engine;
 use self::transition::Happened;
+use crate::rpc::convert::failure_from_proto;
 use crate::rpc::v1;
 use crate::rpc::v1::saga_reply::What as Reply;
 use crate::rpc::v1::saga_request::What;
@@ -213,7 +214,7 @@ fn event_of_end(end: v1::SagaTaskEnd) -> Result<(String, Event)> {
             check_payload("the output", output.len())?;
             Event::Complete { token, output, is_committed: false }
         }
-        Some(End::Failure(failure)) => Event::Fail { token, failure: wire::failure_from_proto(failure) },
+        Some(End::Failure(failure)) => Event::Fail { token, failure: failure_from_proto(failure) },
         Some(End::Heartbeat(_)) => Event::Heartbeat { token },
         None => {
             return Err(Error::invalid(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::definitions::Definitions;
@@ -24,6 +24,8 @@ use crate::types::{Direction, Error, KeyRange, ReadAt, Result, Timestamp, limits
 const HISTORY_ROWS: usize = 500;
 /// Sagas that are looked at for a page of a list.
 const LIST_ROWS: usize = 500;
+/// Sagas that are looked at for a page at most, however few are let through.
+const MOST_EXAMINED: usize = 10_000;
 /// Schedules that are read together: each has an input.
 const SCHEDULE_ROWS: usize = 20;
 
@@ -51,7 +53,10 @@ impl Readings<'_> {
         let (as_of, state, definition) = self.find(id).await?;
         self.clock.note(as_of);
         let payloads = match with_payloads {
-            true => Some(self.payloads(id, as_of).await?),
+            true => {
+                let within = self.deadline.saturating_duration_since(Instant::now());
+                Some(payloads(self.rows, id, as_of, within).await?)
+            }
             false => None,
         };
         Ok(view_to_proto(id, &definition, &state, payloads.as_ref(), self.clock.now_ms()))
@@ -77,26 +82,6 @@ impl Readings<'_> {
         let state = State::decode(&record.value)?;
         let definition = self.definitions.get(self.client, &state.name, state.version).await?;
         Ok((as_of, state, definition))
-    }
-
-    async fn payloads(&self, id: &str, as_of: Timestamp) -> Result<Payloads> {
-        let range = keyspace::saga_rows_of(id, keyspace::SAGA_PAYLOAD);
-        let prefix_bytes = range.start.len();
-        let (mut payloads, mut from) = (Payloads::default(), Some(range.start.clone()));
-        while let Some(start) = from.take() {
-            let rest = KeyRange::new(start, range.end.clone());
-            let at = ReadAt::Snapshot(as_of);
-            let page =
-                self.rows.page(rest, Direction::Forward, at, limits::MAX_PAGE_ROWS, self.deadline).await?;
-            for (key, record) in page.rows {
-                match output_of(key.get(prefix_bytes..).unwrap_or_default())? {
-                    Some(step) => drop(payloads.outputs.insert(step, record.value)),
-                    None => payloads.input = record.value,
-                }
-            }
-            from = page.next;
-        }
-        Ok(payloads)
     }
 
     /// Lines of a saga's history, from one on.
@@ -151,6 +136,7 @@ impl Readings<'_> {
         })?;
         let limit = (asked.limit as usize).clamp(1, limits::MAX_PAGE_ROWS);
         let mut page = v1::SagaPage { at_ts: at.0, ..v1::SagaPage::default() };
+        let mut left = MOST_EXAMINED;
         let first = whole.start.get(1).copied().unwrap_or_default();
         let first = place.get(1).copied().unwrap_or_default().max(first);
         for partition in first..=u8::MAX {
@@ -162,8 +148,9 @@ impl Readings<'_> {
                     continue;
                 }
                 range.start = range.start.max(place.clone());
-                if let Some(next) =
-                    self.list_range((range, prefix_bytes, by), &filter, at, limit, &mut page).await?
+                if let Some(next) = self
+                    .list_range((range, prefix_bytes, by), &filter, at, (limit, &mut left), &mut page)
+                    .await?
                 {
                     page.next = next;
                     return Ok(page);
@@ -210,13 +197,13 @@ impl Readings<'_> {
         Ok(reply)
     }
 
-    /// Adds what a range of index rows names. Answers where to go on, once the page is full.
+    /// Adds what a range of index rows names. Answers where to go on, once the page is full or enough was looked at.
     async fn list_range(
         &self,
         (mut range, prefix_bytes, by): (KeyRange, usize, By),
         filter: &Filter,
         at: Timestamp,
-        limit: usize,
+        (limit, left): (usize, &mut usize),
         page: &mut v1::SagaPage,
     ) -> Result<Option<Bytes>> {
         loop {
@@ -224,18 +211,23 @@ impl Readings<'_> {
             let rows = LIST_ROWS.min(limit - page.sagas.len());
             let found =
                 self.rows.page(range.clone(), Direction::Forward, snapshot, rows, self.deadline).await?;
-            let ids: Vec<String> = found
-                .rows
-                .iter()
-                .filter_map(|(key, _)| match by {
+            *left = left.saturating_sub(found.rows.len());
+            let id_of = |key: &Bytes| {
+                let id = match by {
                     By::Status => id_by_status(key, prefix_bytes),
                     By::Named | By::Attribute => id_by_attribute(key, prefix_bytes),
-                })
-                .collect();
+                };
+                id.ok_or_else(|| Error::corrupt("a row by which sagas are found has a malformed key"))
+            };
+            let ids: Vec<String> = found.rows.iter().map(|(key, _)| id_of(key)).collect::<Result<_>>()?;
             let keys: Vec<Bytes> = ids.iter().flat_map(|id| [open_key(id), closed_key(id)]).collect();
             let (_, records) = self.rows.read(&keys, snapshot, self.deadline).await?;
             for (id, records) in ids.iter().zip(records.chunks(2)) {
-                let Some(record) = records.iter().flatten().next() else { continue };
+                let record = records.iter().flatten().next().ok_or_else(|| {
+                    Error::corrupt(format!(
+                        "saga {id:?} stands in an index, and there is none: its rows are damaged"
+                    ))
+                })?;
                 let state = State::decode(&record.value)?;
                 let definition = self.definitions.get(self.client, &state.name, state.version).await?;
                 if filter.lets_through(&definition, &state) {
@@ -243,13 +235,30 @@ impl Readings<'_> {
                 }
             }
             match found.next {
-                Some(next) if page.sagas.len() >= limit => return Ok(Some(next)),
+                Some(next) if page.sagas.len() >= limit || *left == 0 => return Ok(Some(next)),
                 Some(next) => range.start = next,
                 None if page.sagas.len() >= limit => return Ok(range.end),
                 None => return Ok(None),
             }
         }
     }
+}
+
+/// A saga's input, and what its steps came to, as of a timestamp.
+///
+/// # Errors
+///
+/// Those of a read.
+pub(super) async fn payloads(rows: &Rows, id: &str, as_of: Timestamp, within: Duration) -> Result<Payloads> {
+    let range = keyspace::saga_rows_of(id, keyspace::SAGA_PAYLOAD);
+    let mut payloads = Payloads::default();
+    for (key, record) in rows.all(&range, ReadAt::Snapshot(as_of), within).await? {
+        match output_of(key.get(range.start.len()..).unwrap_or_default())? {
+            Some(step) => drop(payloads.outputs.insert(step, record.value)),
+            None => payloads.input = record.value,
+        }
+    }
+    Ok(payloads)
 }
 
 /// What a row of an index is found by.

@@ -14,17 +14,16 @@ use tokio::time::Instant;
 use super::engine::{Engine, WITHIN};
 use super::mistakes;
 use super::queues::{Poller, Waiting};
+use super::reads::payloads;
 use super::wire::{Payloads, task_to_proto};
 use crate::codec::{self, keyspace};
 use crate::rpc::v1;
 use crate::saga::{
     Change, Definition, Event, Parent, Refusal, Start, State, TaskRef, Token, TxnDone, apply, closed_key,
-    expires_ms, is_open_key, open_key, output_of, reads_of_change, start, started_key, writes_of_change,
+    expires_ms, is_open_key, open_key, reads_of_change, start, started_key, writes_of_change,
     writes_of_start,
 };
-use crate::types::{
-    Direction, Error, ErrorKind, KeyRange, ReadAt, Record, Result, Timestamp, TxnWrite, limits,
-};
+use crate::types::{Error, ErrorKind, ReadAt, Result, Timestamp, TxnWrite, limits};
 
 /// A saga that was read or written longer ago than this is read anew: a transaction that began then would be old.
 const START_AGE: Duration = Duration::from_secs(30);
@@ -158,7 +157,7 @@ impl Engine {
                 **loaded = self.load(id, before.as_ref(), deadline).await?;
             }
             let Some(now) = loaded.as_ref() else {
-                self.forget(id);
+                self.let_go(id);
                 return self.happen_to_closed(id, event, deadline).await;
             };
             let (plan, refusal) = self.plan(id, now, event.clone());
@@ -170,7 +169,7 @@ impl Engine {
                     // Somebody else has written: a step's transaction, or another engine.
                     if error.kind != ErrorKind::Conflict {
                         // It may be stored all the same, and then wait for workers and times that nobody here knows of.
-                        self.forget(id);
+                        self.let_go(id);
                         self.look_again(id);
                         return Err(error);
                     }
@@ -226,7 +225,7 @@ impl Engine {
         &self,
         loaded: &mut MutexGuard<'_, Option<Loaded>>,
         id: &str,
-        plan: Plan,
+        mut plan: Plan,
         deadline: Instant,
     ) -> Result<()> {
         let Some(now) = loaded.as_mut() else { return Ok(()) };
@@ -236,27 +235,37 @@ impl Engine {
             return Ok(());
         }
         let mut writes = writes_of_change(id, &now.definition, Some(&now.state), &plan.state, &plan.change);
-        writes.extend(plan.noted.into_iter().map(|key| TxnWrite::Delete { key }));
+        writes.extend(plan.noted.drain(..).map(|key| TxnWrite::Delete { key }));
         let reads = reads_of_change(id, &now.definition, &now.state);
+        let committed = self.commit(id, now.as_of, (reads, writes), &mut plan.handed, deadline).await?;
+        now.payloads.outputs.extend(plan.change.outputs);
+        now.state = plan.state;
+        (now.stored, now.as_of, now.at) = (committed, committed, Instant::now());
+        (now.done, now.is_new) = (Vec::new(), false);
+        self.published(id, now, plan.handed);
+        Ok(())
+    }
+
+    /// Commits what writes the row that says where a saga is. Where that fails, workers that were to get tasks with it go on
+    /// waiting.
+    async fn commit(
+        &self,
+        id: &str,
+        as_of: Timestamp,
+        (reads, writes): (Vec<Bytes>, Vec<TxnWrite>),
+        handed: &mut Vec<(TaskRef, Poller)>,
+        deadline: Instant,
+    ) -> Result<Timestamp> {
         self.own_writes.begin(id);
-        match self.rows.commit(now.as_of, reads, writes, deadline).await {
-            Ok(committed) => {
-                self.clock.note(committed);
-                now.payloads.outputs.extend(plan.change.outputs);
-                now.state = plan.state;
-                (now.stored, now.as_of, now.at) = (committed, committed, Instant::now());
-                (now.done, now.is_new) = (Vec::new(), false);
-                self.published(id, now, plan.handed);
-                Ok(())
-            }
-            Err(error) => {
+        let committed = self.rows.commit(as_of, reads, writes, deadline).await;
+        match &committed {
+            Ok(committed) => self.clock.note(*committed),
+            Err(_) => {
                 self.own_writes.failed(id);
-                for (_, poller) in plan.handed {
-                    self.queues.put_back(poller);
-                }
-                Err(error)
+                handed.drain(..).for_each(|(_, poller)| self.queues.put_back(poller));
             }
         }
+        committed
     }
 
     /// Tells of a saga as it is stored now: workers, timers, other sagas, and who waits for its end.
@@ -326,7 +335,7 @@ impl Engine {
         let mut loaded = held.loaded.lock().await;
         let started = self.start_in(&mut loaded, asked, parent, &definition, deadline).await;
         if started.is_err() || loaded.is_none() {
-            self.forget(id);
+            self.let_go(id);
         }
         if started.is_err() {
             // It may be started all the same.
@@ -358,35 +367,25 @@ impl Engine {
             let mut plan = Plan { state, change, handed: Vec::new(), noted: Vec::new() };
             self.hand_out_with(&mut plan, definition, now_ms);
             let writes = writes_of_start(id, definition, &plan.state, &plan.change, asked.input.clone());
-            self.own_writes.begin(id);
-            match self.rows.commit(as_of, keys.to_vec(), writes, deadline).await {
-                Ok(committed) => {
-                    self.clock.note(committed);
-                    let payloads = Payloads { input: asked.input.clone(), ..Payloads::default() };
-                    let now = Loaded {
-                        state: plan.state,
-                        definition: definition.clone(),
-                        payloads,
-                        stored: committed,
-                        as_of: committed,
-                        at: Instant::now(),
-                        done: Vec::new(),
-                        is_new: false,
-                    };
-                    self.published(id, &now, plan.handed);
-                    **loaded = Some(now);
-                    return Ok(v1::SagaStarted { version: definition.version(), already: false });
-                }
-                Err(error) => {
-                    self.own_writes.failed(id);
-                    for (_, poller) in plan.handed {
-                        self.queues.put_back(poller);
-                    }
-                    if error.kind != ErrorKind::Conflict {
-                        return Err(error);
-                    }
-                }
-            }
+            let written = (keys.to_vec(), writes);
+            let committed = match self.commit(id, as_of, written, &mut plan.handed, deadline).await {
+                Ok(committed) => committed,
+                Err(error) if error.kind == ErrorKind::Conflict => continue,
+                Err(error) => return Err(error),
+            };
+            let now = Loaded {
+                state: plan.state,
+                definition: definition.clone(),
+                payloads: Payloads { input: asked.input.clone(), ..Payloads::default() },
+                stored: committed,
+                as_of: committed,
+                at: Instant::now(),
+                done: Vec::new(),
+                is_new: false,
+            };
+            self.published(id, &now, plan.handed);
+            **loaded = Some(now);
+            return Ok(v1::SagaStarted { version: definition.version(), already: false });
         }
         Err(Error::unavailable(format!("saga {id} was started by others at the same time: try again")))
     }
@@ -402,11 +401,10 @@ impl Engine {
         let is_new = found.next().flatten().is_some();
         let (state, stored) = (State::decode(&record.value)?, record.commit_ts);
         let definition = self.definition_of(&state).await?;
-        let payloads = self.payloads(id, as_of, deadline).await?;
+        let payloads = payloads(&self.rows, id, as_of, WITHIN).await?;
         let mut done = Vec::new();
-        for (key, record) in
-            self.all(keyspace::saga_rows_of(id, keyspace::SAGA_NEWS), as_of, deadline).await?
-        {
+        let news = keyspace::saga_rows_of(id, keyspace::SAGA_NEWS);
+        for (key, record) in self.rows.all(&news, ReadAt::Snapshot(as_of), WITHIN).await? {
             done.push((key, decode_done(&record.value)?));
         }
         let state = match before {
@@ -415,37 +413,6 @@ impl Engine {
                 .map_or(state, |(state, _)| state),
         };
         Ok(Some(Loaded { state, definition, payloads, stored, as_of, at, done, is_new }))
-    }
-
-    /// A saga's input, and what its steps came to.
-    pub(super) async fn payloads(&self, id: &str, as_of: Timestamp, deadline: Instant) -> Result<Payloads> {
-        let range = keyspace::saga_rows_of(id, keyspace::SAGA_PAYLOAD);
-        let prefix_bytes = range.start.len();
-        let mut payloads = Payloads::default();
-        for (key, record) in self.all(range, as_of, deadline).await? {
-            match output_of(key.get(prefix_bytes..).unwrap_or_default())? {
-                Some(step) => drop(payloads.outputs.insert(step, record.value)),
-                None => payloads.input = record.value,
-            }
-        }
-        Ok(payloads)
-    }
-
-    async fn all(
-        &self,
-        range: KeyRange,
-        as_of: Timestamp,
-        deadline: Instant,
-    ) -> Result<Vec<(Bytes, Record)>> {
-        let (mut rows, mut from) = (Vec::new(), Some(range.start.clone()));
-        while let Some(start) = from.take() {
-            let rest = KeyRange::new(start, range.end.clone());
-            let at = ReadAt::Snapshot(as_of);
-            let page = self.rows.page(rest, Direction::Forward, at, limits::MAX_PAGE_ROWS, deadline).await?;
-            rows.extend(page.rows);
-            from = page.next;
-        }
-        Ok(rows)
     }
 
     /// The same for a saga that has ended, or is not there: nothing changes any more.
@@ -460,14 +427,14 @@ impl Engine {
         let definition = self.definition_of(&state).await?;
         let refusal = apply(&state, &definition, self.clock.now_ms(), event.clone()).err();
         let payloads = match &event {
-            Event::Complete { .. } => self.payloads(id, as_of, deadline).await?,
+            Event::Complete { .. } => payloads(&self.rows, id, as_of, WITHIN).await?,
             _ => Payloads::default(),
         };
         happened(&state, &payloads, &event, Some(refusal.unwrap_or(Refusal::Already)))
     }
 
-    /// Whether a saga has ended, as it is stored.
-    pub(super) async fn is_settled(&self, id: &str, deadline: Instant) -> Result<bool> {
+    /// Whether there is no saga of the id that has not ended.
+    pub(super) async fn has_ended(&self, id: &str, deadline: Instant) -> Result<bool> {
         let deadline = deadline.max(Instant::now() + WITHIN);
         let (_, found) = self.rows.read(&[open_key(id)], ReadAt::Latest, deadline).await?;
         Ok(found.into_iter().flatten().next().is_none())

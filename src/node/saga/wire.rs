@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::rpc::convert::failure_to_proto;
 use crate::rpc::v1;
 use crate::saga::{
-    Call, Definition, Failure, Outcome, Pause, Record, RecordKind, State, Task, TaskKind, TaskRef,
-    TaskStatus, Token, Work, call_of,
+    Call, Definition, Outcome, Pause, Record, RecordKind, State, Task, TaskKind, TaskRef, TaskStatus, Token,
+    Work, call_of,
 };
 use crate::types::Timestamp;
 
@@ -18,27 +19,6 @@ pub struct Payloads {
     pub input: Bytes,
     /// What steps came to, by their places.
     pub outputs: BTreeMap<usize, Bytes>,
-}
-
-/// A failure from a message.
-pub(super) fn failure_from_proto(failure: v1::SagaFailure) -> Failure {
-    /// More of a message than this is not kept.
-    const MOST_CHARS: usize = 2_000;
-    Failure {
-        message: failure.message.chars().take(MOST_CHARS).collect(),
-        kind: failure.kind.chars().take(100).collect(),
-        is_final: failure.is_final,
-        did_nothing: failure.did_nothing,
-    }
-}
-
-fn failure_to_proto(failure: &Failure) -> v1::SagaFailure {
-    v1::SagaFailure {
-        message: failure.message.clone(),
-        kind: failure.kind.clone(),
-        is_final: failure.is_final,
-        did_nothing: failure.did_nothing,
-    }
 }
 
 /// A task for a worker, that was handed out just now.
@@ -178,7 +158,7 @@ fn task_view(task: &Task) -> v1::SagaTaskView {
         status: task.status.name().to_owned(),
         attempts: task.attempts,
         worker: task.worker.clone(),
-        failure: task.failure.as_ref().map(failure_to_proto),
+        failure: task.failure.clone().map(failure_to_proto),
         due_unix_ms: if has_due { task.due_ms } else { 0 },
         started_unix_ms: task.started_ms,
         unsure: task.unsure,

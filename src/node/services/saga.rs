@@ -9,12 +9,9 @@ use tonic::{Request, Response, Status};
 use crate::client::Client;
 use crate::node::core::Core;
 use crate::rpc::v1::saga_catalogue_request::What as Catalogue;
-use crate::rpc::v1::saga_reply::What as Answer;
-use crate::rpc::v1::saga_request::What as Ask;
 use crate::rpc::v1::saga_server::Saga;
 use crate::rpc::v1::saga_task_end::What as End;
 use crate::rpc::{convert, v1, validate};
-use crate::saga::Token;
 use crate::types::{Error, Result};
 
 /// The public saga service.
@@ -27,23 +24,6 @@ impl SagaService {
         header.check_cluster(self.0.member()?.cluster())?;
         Ok(self.0.client().await?.with_deadline(header.deadline))
     }
-
-    async fn end_task(&self, header: Option<&v1::Header>, token: String, what: End) -> Result<v1::SagaDone> {
-        let (id, _) = Token::from_text(&token)?;
-        let end = Ask::End(v1::SagaTaskEnd { token, what: Some(what) });
-        done(self.client(header).await?.about_saga(&id, end).await?)
-    }
-}
-
-fn done(answer: Answer) -> Result<v1::SagaDone> {
-    match answer {
-        Answer::Done(done) => Ok(done),
-        _ => Err(unfit()),
-    }
-}
-
-fn unfit() -> Error {
-    Error::undetermined("the saga's node answered something that does not fit the request")
 }
 
 fn unset(field: &str) -> Error {
@@ -115,13 +95,7 @@ impl Saga for SagaService {
 
     async fn get(&self, request: Request<v1::GetSagaRequest>) -> Result<Response<v1::SagaView>, Status> {
         let v1::GetSagaRequest { header, id, with_payloads } = request.into_inner();
-        let got = async {
-            let get = v1::SagaGet { id: id.clone(), with_payloads };
-            match self.client(header.as_ref()).await?.about_saga(&id, Ask::Get(get)).await? {
-                Answer::View(view) => Ok(view),
-                _ => Err(unfit()),
-            }
-        };
+        let got = async { self.client(header.as_ref()).await?.saga_with(&id, with_payloads).await };
         respond(got.await)
     }
 
@@ -185,14 +159,8 @@ impl Saga for SagaService {
     ) -> Result<Response<v1::SagaDone>, Status> {
         let v1::SignalSagaRequest { header, signal } = request.into_inner();
         let sent = async {
-            let mut signal = signal.ok_or_else(|| unset("signal"))?;
-            if signal.signal_id.is_empty() {
-                // What is sent again on the way is one signal.
-                let signal_id: [u8; 16] = rand::random();
-                signal.signal_id = signal_id.to_vec().into();
-            }
-            let id = signal.id.clone();
-            done(self.client(header.as_ref()).await?.about_saga(&id, Ask::Signal(signal)).await?)
+            let signal = signal.ok_or_else(|| unset("signal"))?;
+            self.client(header.as_ref()).await?.send_signal(signal).await
         };
         respond(sent.await)
     }
@@ -275,7 +243,9 @@ impl Saga for SagaService {
         request: Request<v1::CompleteSagaTaskRequest>,
     ) -> Result<Response<v1::SagaDone>, Status> {
         let v1::CompleteSagaTaskRequest { header, token, output } = request.into_inner();
-        respond(self.end_task(header.as_ref(), token, End::Output(output)).await)
+        let told =
+            async { self.client(header.as_ref()).await?.end_saga_task(&token, End::Output(output)).await };
+        respond(told.await)
     }
 
     async fn fail_task(
@@ -283,7 +253,13 @@ impl Saga for SagaService {
         request: Request<v1::FailSagaTaskRequest>,
     ) -> Result<Response<v1::SagaDone>, Status> {
         let v1::FailSagaTaskRequest { header, token, failure } = request.into_inner();
-        respond(self.end_task(header.as_ref(), token, End::Failure(failure.unwrap_or_default())).await)
+        let told = async {
+            self.client(header.as_ref())
+                .await?
+                .end_saga_task(&token, End::Failure(failure.unwrap_or_default()))
+                .await
+        };
+        respond(told.await)
     }
 
     async fn heartbeat_task(
@@ -291,6 +267,8 @@ impl Saga for SagaService {
         request: Request<v1::HeartbeatSagaTaskRequest>,
     ) -> Result<Response<v1::SagaDone>, Status> {
         let v1::HeartbeatSagaTaskRequest { header, token } = request.into_inner();
-        respond(self.end_task(header.as_ref(), token, End::Heartbeat(true)).await)
+        let told =
+            async { self.client(header.as_ref()).await?.end_saga_task(&token, End::Heartbeat(true)).await };
+        respond(told.await)
     }
 }

@@ -11,6 +11,8 @@ mod error;
 mod index;
 mod reply;
 mod request;
+#[cfg(feature = "client")]
+mod saga;
 
 pub use changes::{
     ChangesAsk, changes_ask_from_proto, changes_from_proto, changes_to_proto, followed, range_from_proto,
@@ -33,6 +35,8 @@ pub use request::{
     Call, SagaPart, Scan, WriteKind, call_from_proto, expect_from_proto, expect_to_proto, header_of,
     operation_to_proto, request_id_to_proto, scan_from_proto,
 };
+#[cfg(feature = "client")]
+pub use saga::{failure_from_proto, failure_to_proto};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use kvorum::saga::{CallDocument, Failure, Retry, Saga, Step};
 use kvorum::testing::TestStore;
 use kvorum::{Client, ErrorKind};
 
-use super::{Log, Worker, define, note, spawn};
+use super::{Log, Worker, define, note, noting, spawn};
 use crate::support::eventually;
 
 const STEPS: [&str; 6] = ["flight", "hotel", "car", "tally", "payment", "mail"];
@@ -199,19 +199,9 @@ async fn pause_resume_reset_signal_and_resolve() {
         .step(Step::activity("last").handler("do"));
     client.define_saga(&saga.check().expect("a definition")).await.expect("defined");
     let log = Log::default();
-    let (doing, undoing) = (log.clone(), log.clone());
-    let worker = client
-        .saga_worker("long")
-        .activity("do", move |task| {
-            note(&doing, &task);
-            async move { Ok("".into()) }
-        })
-        .activity("undo", move |task| {
-            note(&undoing, &task);
-            async move { Ok("".into()) }
-        })
-        .activity("pay", |_| async { Err(Failure::new("the line is dead")) });
-    let worker = spawn(worker);
+    let worker = spawn(
+        noting(&client, "long", &log).activity("pay", |_| async { Err(Failure::new("the line is dead")) }),
+    );
     client.start_saga(SagaStart::new("long", "1")).await.expect("started");
     let wait_at = async |step: &str| {
         eventually(&format!("it is at {step}"), async || {

@@ -37,6 +37,17 @@ impl Worker {
     }
 }
 
+/// A worker of a queue whose handlers `do` and `undo` only note that they were called.
+fn noting(client: &Client, queue: &str, log: &Log) -> SagaWorker {
+    let handler = |log: Log| {
+        move |task: Task| {
+            note(&log, &task);
+            async { Ok("".into()) }
+        }
+    };
+    client.saga_worker(queue).activity("do", handler(log.clone())).activity("undo", handler(log.clone()))
+}
+
 /// Runs a worker until it is stopped.
 fn spawn(worker: SagaWorker) -> Worker {
     let stop = CancellationToken::new();

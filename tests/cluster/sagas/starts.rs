@@ -5,7 +5,7 @@ use kvorum::client::{SagaFilter, SagaSchedule, SagaStart};
 use kvorum::saga::{Failure, Saga, Step};
 use kvorum::testing::TestStore;
 
-use super::{Log, define, note, spawn, work};
+use super::{Log, define, noting, spawn, work};
 use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,18 +73,7 @@ async fn a_child_is_a_step_and_goes_back_with_its_parent() {
     for saga in [child, parent] {
         client.define_saga(&saga.check().expect("a definition")).await.expect("defined");
     }
-    let (doing, undoing) = (log.clone(), log.clone());
-    let worker = client
-        .saga_worker("family")
-        .activity("do", move |task| {
-            note(&doing, &task);
-            async move { Ok("".into()) }
-        })
-        .activity("undo", move |task| {
-            note(&undoing, &task);
-            async move { Ok("".into()) }
-        });
-    let worker = spawn(worker);
+    let worker = spawn(noting(&client, "family", &log));
     for (id, wanted) in [("1", "completed"), ("2", "cancelled")] {
         client.start_saga(SagaStart::new("parent", id)).await.expect("started");
         let kid = eventually("the child waits", async || {
