@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::event::{Change, Event, Failure, Record, RecordKind, Refusal, Signal, TaskRef, Token};
-use super::state::{Outcome, Parent, Pause, Phase, State, StepState, Then, call_of};
+use super::state::{Message, Outcome, Parent, Pause, Phase, State, StepState, Then, call_of};
 use super::task::pause_ms;
 use super::{Call, Definition, Task, TaskEvent, TaskKind, TaskStatus, Work};
 use crate::types::limits;
 
-/// How many ids of signals are kept, by which one that is sent again is known.
-const SEEN_SIGNALS: usize = 100;
+/// How many ids of requests are kept, by which one that is sent again is known.
+const SEEN_REQUESTS: usize = 100;
 
 /// What a saga is started with.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -48,9 +48,9 @@ pub fn start(definition: &Definition, start: Start, now_ms: u64) -> (State, Chan
         steps: vec![StepState::default(); definition.steps().len()],
         fence: 0,
         history_len: 0,
-        payload_bytes: start.input_bytes,
+        input_bytes: start.input_bytes,
         signals: Vec::new(),
-        seen_signals: Vec::new(),
+        seen_requests: Vec::new(),
         letters: Vec::new(),
         last_letter: 0,
     };
@@ -112,10 +112,30 @@ impl Turn<'_> {
             Event::Retry { step } => self.retry(step),
             Event::Resolve { step, is_done } => self.resolve(step, is_done),
             Event::Reset { step } => self.reset(step),
-            Event::ChildClosed { token, outcome, output } => self.child_closed(token, outcome, output),
+            Event::ChildClosed { token, created_ms, .. } if created_ms != self.state.created_ms => {
+                Err(Refusal::Stale { why: format!("{token:?} is of an earlier saga of this id") })
+            }
+            Event::ChildClosed { token, outcome, output, .. } => self.child_closed(token, outcome, output),
             Event::Delivered { letter } => self.delivered(letter),
             Event::TakenOver => self.taken_over(),
+            Event::Once { request, .. } if self.state.seen_requests.contains(&request) => {
+                Err(Refusal::Already)
+            }
+            Event::Once { request, event } => {
+                self.take(*event)?;
+                self.seen(request);
+                Ok(())
+            }
         }
+    }
+
+    /// A request that comes again has come before.
+    fn seen(&mut self, request: u128) {
+        if self.state.seen_requests.len() >= SEEN_REQUESTS {
+            self.state.seen_requests.remove(0);
+        }
+        self.state.seen_requests.push(request);
+        self.change.must_store = true;
     }
 
     fn hand_out(&mut self, at: TaskRef, worker: String) -> Result<(), Refusal> {
@@ -182,7 +202,7 @@ impl Turn<'_> {
         };
         // What is committed stands, however large.
         if at.kind == TaskKind::Action {
-            let bytes = self.state.payload_bytes.saturating_add(output.len() as u64);
+            let bytes = self.state.payload_bytes().saturating_add(output.len() as u64);
             if !is_committed && bytes > limits::MAX_SAGA_BYTES as u64 {
                 return Err(Refusal::unfit(format!(
                     "with this output the saga's input and outputs would come to {bytes} bytes, over the limit of {}: store \
@@ -190,7 +210,6 @@ impl Turn<'_> {
                     limits::MAX_SAGA_BYTES
                 )));
             }
-            self.state.payload_bytes = bytes;
         }
         self.done(at, output);
         if let Some(took_effect) = check {
@@ -209,9 +228,17 @@ impl Turn<'_> {
         let attempt = task.attempts;
         task.failure = None;
         if at.kind == TaskKind::Action {
-            self.change.outputs.push((at.step, output));
+            self.came_to(at.step, output);
         }
         self.record(Some(at.step), RecordKind::Completed { kind: at.kind, attempt });
+    }
+
+    /// What a step came to.
+    pub(super) fn came_to(&mut self, step: usize, output: Bytes) {
+        if let Some(state) = self.state.steps.get_mut(step) {
+            state.output_bytes = output.len() as u64;
+        }
+        self.change.outputs.push((step, output));
     }
 
     fn fail(&mut self, token: Token, failure: Failure) -> Result<(), Refusal> {
@@ -237,11 +264,11 @@ impl Turn<'_> {
         let is_final = failure.is_final
             || call.retry.final_kinds.contains(&failure.kind)
             || task.is_exhausted(&call.retry)
-            || is_late
             || is_halting;
+        let failure = if is_late && !is_final { took_too_long(failure) } else { failure };
         task.failure = Some(failure.clone());
         let (kind, attempt) = (at.kind, task.attempts);
-        if is_final {
+        if is_final || is_late {
             task.step(TaskEvent::Fail);
             self.record(Some(at.step), RecordKind::Failed { kind, attempts: attempt, failure });
         } else {
@@ -296,8 +323,7 @@ impl Turn<'_> {
             }
             (TaskStatus::Running, None) if is_due && !stands => self.wait_over(at),
             (TaskStatus::Ready | TaskStatus::Backoff, Some(_)) if is_late && !stands => {
-                let message = "all its attempts together took longer than schedule_to_close_ms".to_owned();
-                let failure = task.failure.clone().unwrap_or(Failure { message, ..Failure::default() });
+                let failure = took_too_long(task.failure.clone().unwrap_or_default());
                 let attempts = task.attempts;
                 if let Some(task) = self.state.task_mut(at) {
                     task.step(TaskEvent::Fail);
@@ -339,10 +365,20 @@ impl Turn<'_> {
     }
 
     fn signal(&mut self, signal: Signal) -> Result<(), Refusal> {
-        if self.state.seen_signals.contains(&signal.id) {
+        if self.state.seen_requests.contains(&signal.id) {
             return Err(Refusal::Already);
         }
         self.check_open()?;
+        self.check_room(&signal)?;
+        self.seen(signal.id);
+        self.record(None, RecordKind::Signalled { name: signal.name.clone() });
+        self.state.signals.push(signal);
+        self.advance();
+        Ok(())
+    }
+
+    /// Refuses a signal that there is no room for.
+    fn check_room(&self, signal: &Signal) -> Result<(), Refusal> {
         let bytes: usize = self.state.signals.iter().map(|signal| signal.payload.len()).sum();
         if self.state.signals.len() >= limits::MAX_SAGA_SIGNALS
             || bytes + signal.payload.len() > limits::MAX_SAGA_PAYLOAD_BYTES
@@ -354,13 +390,14 @@ impl Turn<'_> {
                 limits::MAX_SAGA_PAYLOAD_BYTES
             )));
         }
-        if self.state.seen_signals.len() >= SEEN_SIGNALS {
-            self.state.seen_signals.remove(0);
+        let all = self.state.payload_bytes().saturating_add((bytes + signal.payload.len()) as u64);
+        if all > limits::MAX_SAGA_BYTES as u64 {
+            return Err(Refusal::unfit(format!(
+                "with this signal the saga's input, outputs and signals would come to {all} bytes, over the limit of {}: store \
+                 large values under keys of their own, and hand on the keys",
+                limits::MAX_SAGA_BYTES
+            )));
         }
-        self.state.seen_signals.push(signal.id);
-        self.record(None, RecordKind::Signalled { name: signal.name.clone() });
-        self.state.signals.push(signal);
-        self.advance();
         Ok(())
     }
 
@@ -371,6 +408,8 @@ impl Turn<'_> {
             return Err(Refusal::Already);
         }
         self.record(Some(token.task.step), RecordKind::ChildClosed { outcome });
+        // It was started, whether or not that was heard of: once it is forgotten it must not be started anew.
+        self.state.letters.retain(|letter| letter.message != Message::StartChild { token });
         let failed = |did_nothing| Failure {
             message: format!("the child saga ended {}", outcome.name()),
             kind: outcome.name().to_owned(),
@@ -379,7 +418,7 @@ impl Turn<'_> {
         };
         match outcome {
             Outcome::Completed => {
-                self.state.payload_bytes = self.state.payload_bytes.saturating_add(output.len() as u64);
+                let output = self.kept(token.task.step, output);
                 self.done(token.task, output);
             }
             Outcome::Compensated | Outcome::Cancelled => self.fail_wait(token.task, failed(true), false),
@@ -387,6 +426,16 @@ impl Turn<'_> {
         }
         self.advance();
         Ok(())
+    }
+
+    /// What a child saga came to, or nothing where that would be too much.
+    fn kept(&mut self, step: usize, output: Bytes) -> Bytes {
+        let size_bytes = output.len() as u64;
+        if self.state.payload_bytes().saturating_add(size_bytes) <= limits::MAX_SAGA_BYTES as u64 {
+            return output;
+        }
+        self.record(Some(step), RecordKind::OutputLeftOut { size_bytes });
+        Bytes::new()
     }
 
     fn delivered(&mut self, number: u64) -> Result<(), Refusal> {
@@ -473,6 +522,15 @@ impl Turn<'_> {
             self.record(None, RecordKind::Paused { reason });
         }
     }
+}
+
+/// What is said of a task that was not done within the time for all its attempts.
+fn took_too_long(last: Failure) -> Failure {
+    let mut message = "all its attempts together took longer than schedule_to_close_ms".to_owned();
+    if !last.message.is_empty() {
+        message = format!("{message}; the last one: {}", last.message);
+    }
+    Failure { message, ..last }
 }
 
 /// What is said of an attempt whose worker was not heard of in time.

@@ -18,15 +18,13 @@ impl Turn<'_> {
                 "its pivot is done: it can't be undone any more, only go forward, or be terminated",
             ));
         }
-        if let Some(Pause::Unknown { .. }) = self.state.pause {
-            return Err(Refusal::unfit(
-                "it is not known whether its pivot took effect: look, and say so with `resolve`, then cancel it",
-            ));
-        }
         match self.state.phase {
             Phase::Forward => {
                 self.record(None, RecordKind::CancelRequested { reason: reason.clone() });
-                self.end_pause();
+                // Whether the pivot took effect has to be found out first: it stands until that is said.
+                if !matches!(self.state.pause, Some(Pause::Unknown { .. })) {
+                    self.end_pause();
+                }
                 self.go_back(Then::Cancel, reason);
             }
             Phase::Halting { then: Then::Forward { .. } } => {
@@ -199,7 +197,7 @@ impl Turn<'_> {
         }
         self.task_mut(TaskRef { step, kind })?.step(TaskEvent::Resolve);
         if kind == TaskKind::Action {
-            self.change.outputs.push((step, Bytes::new()));
+            self.came_to(step, Bytes::new());
         }
         self.record(Some(step), RecordKind::Resolved { is_done });
         self.go_on(Pause::Exhausted { step })

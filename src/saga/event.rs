@@ -157,6 +157,8 @@ pub enum Event {
     ChildClosed {
         /// Which start of it.
         token: Token,
+        /// When the saga that it is a step of was started: another one of the same id is not meant.
+        created_ms: u64,
         /// How.
         outcome: Outcome,
         /// What it came to.
@@ -169,6 +171,23 @@ pub enum Event {
     },
     /// Somebody else looks after the saga now.
     TakenOver,
+    /// Something that happens once, however often its request arrives.
+    Once {
+        /// Names the request.
+        request: u128,
+        /// What happens.
+        event: Box<Event>,
+    },
+}
+
+impl Event {
+    /// It, or what happens once.
+    pub fn inner(&self) -> &Self {
+        match self {
+            Self::Once { event, .. } => event.inner(),
+            other => other,
+        }
+    }
 }
 
 /// Why an event changed nothing.
@@ -284,8 +303,8 @@ pub enum RecordKind {
         /// Why.
         reason: String,
     },
-    /// The pivot was done before it could be cancelled: it goes on.
-    CancelTooLate,
+    /// The pivot was done before it could go back: it goes on.
+    TooLateToGoBack,
     /// It has taken longer than it may.
     TimedOut,
     /// It stands still.
@@ -310,6 +329,11 @@ pub enum RecordKind {
     ChildClosed {
         /// How.
         outcome: Outcome,
+    },
+    /// What a child saga came to is not kept here: with it, it would be too much.
+    OutputLeftOut {
+        /// How much it is.
+        size_bytes: u64,
     },
     /// It has ended.
     Closed {

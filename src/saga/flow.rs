@@ -103,7 +103,6 @@ impl Turn<'_> {
             return false;
         };
         let Signal { payload, .. } = self.state.signals.remove(place);
-        self.state.payload_bytes = self.state.payload_bytes.saturating_add(payload.len() as u64);
         self.done(at, payload);
         true
     }
@@ -173,7 +172,7 @@ impl Turn<'_> {
         task.unsure = false;
         if took_effect && task.step(TaskEvent::Resolve) {
             let attempt = task.attempts;
-            self.change.outputs.push((step, Bytes::new()));
+            self.came_to(step, Bytes::new());
             self.record(Some(step), RecordKind::Completed { kind: TaskKind::Action, attempt });
         }
     }
@@ -236,7 +235,7 @@ impl Turn<'_> {
         }
         if let Some(pivot) = self.definition.pivot().filter(|pivot| stage.contains(pivot)) {
             if self.state.is_past_pivot(self.definition) {
-                self.record(Some(pivot), RecordKind::CancelTooLate);
+                self.record(Some(pivot), RecordKind::TooLateToGoBack);
                 self.state.phase = Phase::Forward;
                 self.state.reason.clear();
                 return true;
@@ -307,6 +306,7 @@ impl Turn<'_> {
     fn begin_again(&mut self, stage: usize) {
         let first = self.definition.stage(stage).start;
         for step in self.state.steps.iter_mut().skip(first) {
+            step.output_bytes = 0;
             for kind in TaskKind::ALL {
                 let task = step.task_mut(kind);
                 if task.step(TaskEvent::Clear) {

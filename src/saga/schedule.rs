@@ -166,6 +166,8 @@ pub struct Schedule {
     pub runs: u64,
     /// How many there were not, since the one before had not ended.
     pub skipped: u64,
+    /// The last requests for a run at once.
+    pub triggers: Vec<u128>,
 }
 
 impl Schedule {
@@ -178,7 +180,8 @@ impl Schedule {
         plan.check()?;
         let next_ms = plan.next_after(now_ms)?;
         let (starting, waiting_ms, last_id) = (None, None, None);
-        Ok(Self { plan, next_ms, starting, waiting_ms, last_id, runs: 0, skipped: 0 })
+        let triggers = Vec::new();
+        Ok(Self { plan, next_ms, starting, waiting_ms, last_id, runs: 0, skipped: 0, triggers })
     }
 
     /// Another plan, from now on.
@@ -247,12 +250,30 @@ impl Schedule {
         self.starting = Some(Run { id, due_ms, cancels });
     }
 
-    /// A run now, whatever its time and the one before; none where one is about to be started.
-    pub fn trigger(&mut self, name: &str, now_ms: u64) {
-        if self.starting.is_none() {
-            let id = format!("{name}@{}", utc(now_ms).to_rfc3339_opts(SecondsFormat::Millis, true));
-            self.starting = Some(Run { id, due_ms: now_ms, cancels: None });
+    /// A run now, whatever its time and the one before. A request that comes again is the same run.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` while another one is about to be started.
+    pub fn trigger(&mut self, name: &str, request: u128, now_ms: u64) -> Result<()> {
+        /// How many requests are remembered.
+        const REMEMBERED: usize = 32;
+        if self.triggers.contains(&request) {
+            return Ok(());
         }
+        if let Some(run) = &self.starting {
+            let id = &run.id;
+            return Err(Error::unavailable(format!(
+                "run {id} of schedule {name} is just being started: try again"
+            )));
+        }
+        if self.triggers.len() >= REMEMBERED {
+            self.triggers.remove(0);
+        }
+        self.triggers.push(request);
+        let id = format!("{name}@{}", utc(now_ms).to_rfc3339_opts(SecondsFormat::Millis, true));
+        self.starting = Some(Run { id, due_ms: now_ms, cancels: None });
+        Ok(())
     }
 
     /// The run that was about to be started is.

@@ -145,6 +145,8 @@ impl Status {
 pub struct Parent {
     /// The other one's id.
     pub id: String,
+    /// When the other one was started: another one of the same id, later, is not meant.
+    pub created_ms: u64,
     /// Which start of the step.
     pub token: Token,
 }
@@ -158,6 +160,8 @@ pub struct StepState {
     pub compensation: Task,
     /// What finds out whether it took effect.
     pub check: Task,
+    /// Bytes of what it came to.
+    pub output_bytes: u64,
 }
 
 impl StepState {
@@ -252,12 +256,12 @@ pub struct State {
     pub fence: u64,
     /// How many lines its history has.
     pub history_len: u64,
-    /// Bytes of its input and outputs.
-    pub payload_bytes: u64,
+    /// Bytes of its input.
+    pub input_bytes: u64,
     /// Signals that came and were not waited for yet, in the order in which they came.
     pub signals: Vec<Signal>,
-    /// The last signals that came, by their ids.
-    pub seen_signals: Vec<u128>,
+    /// The last signals and other requests that came, by their ids.
+    pub seen_requests: Vec<u128>,
     /// What others have to be told.
     pub letters: Vec<Letter>,
     /// The last letter's number.
@@ -313,6 +317,11 @@ impl State {
 
     pub(super) fn task_mut(&mut self, task: TaskRef) -> Option<&mut Task> {
         self.steps.get_mut(task.step).map(|step| step.task_mut(task.kind))
+    }
+
+    /// Bytes of its input and of what its steps came to.
+    pub fn payload_bytes(&self) -> u64 {
+        self.steps.iter().map(|step| step.output_bytes).fold(self.input_bytes, u64::saturating_add)
     }
 
     /// Whether the pivot is done: then it only goes forward.

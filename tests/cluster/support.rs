@@ -160,6 +160,15 @@ impl Process {
         status
     }
 
+    /// Whether the process has ended by itself; it is waited for then.
+    pub fn has_exited(&mut self) -> bool {
+        let has = self.child.as_mut().is_none_or(|child| child.try_wait().expect("waited for").is_some());
+        if has {
+            self.child = None;
+        }
+        has
+    }
+
     /// Sends a signal to the process, which must run.
     pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the node runs");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kvorum::client::{Record, ScanOptions, Timestamp};
+use kvorum::client::{Committed, Record, ScanOptions, Timestamp};
 use kvorum::rpc::v1::kv_client::KvClient;
 use kvorum::rpc::{convert, v1};
 use kvorum::{Client, ErrorKind};
@@ -239,7 +239,7 @@ async fn a_coordinator_that_dies_at_any_step_leaves_one_outcome() {
     let mut cluster = Cluster::start(3, SHARDS).await;
     let client = cluster.client().await;
     for (round, step) in STEPS.into_iter().enumerate() {
-        let before = format!("before {round}");
+        let (before, after) = (format!("before {round}"), format!("after {round}"));
         for key in APART {
             client.put(key, before.clone()).await.expect("written");
         }
@@ -248,21 +248,17 @@ async fn a_coordinator_that_dies_at_any_step_leaves_one_outcome() {
         cluster.kill(victim);
         cluster.nodes[victim].start_with(&[("KVORUM_FAILPOINT", step)]);
         cluster.wait_serving().await;
-        lead_shard_of(&mut cluster, APART[0], victim).await;
-
-        let after = format!("after {round}");
-        let value = after.clone();
-        let short = client.with_deadline(Duration::from_secs(8));
-        let outcome = short
-            .transact(|txn| {
-                let value = value.clone();
-                async move {
-                    txn.get(APART[1]).await?;
-                    APART.iter().try_for_each(|key| txn.put(key, value.clone()))
-                }
-            })
-            .await;
-        cluster.nodes[victim].exit().await;
+        let outcome = loop {
+            lead_shard_of(&mut cluster, APART[0], victim).await;
+            let outcome = write_apart(&client, &after).await;
+            if has_died(&mut cluster, victim).await {
+                break outcome;
+            }
+            // Another node had become the leader before the transaction came: once more, from where it was.
+            for key in APART {
+                client.put(key, before.clone()).await.expect("written");
+            }
+        };
         // Others get past its locks while it is still down.
         let since = Instant::now();
         let read = client.get_many(APART).await.expect("read").records;
@@ -292,6 +288,30 @@ async fn a_coordinator_that_dies_at_any_step_leaves_one_outcome() {
         wait_for_no_locks(&cluster).await;
     }
     cluster.wait_equal().await;
+}
+
+async fn write_apart(client: &Client, value: &str) -> kvorum::Result<Committed<()>> {
+    let short = client.with_deadline(Duration::from_secs(8));
+    short
+        .transact(|txn| async move {
+            txn.get(APART[1]).await?;
+            APART.iter().try_for_each(|key| txn.put(key, value.to_owned()))
+        })
+        .await
+}
+
+/// Whether a node has ended by itself; not where another one leads the shard that it was to lead.
+async fn has_died(cluster: &mut Cluster, victim: usize) -> bool {
+    eventually("it ends, or another one leads", async || {
+        if cluster.nodes[victim].has_exited() {
+            return Ok(true);
+        }
+        match cluster.leader_of(APART[0].as_bytes()).await {
+            leader if leader == victim => Err("it runs, and leads".to_owned()),
+            _ => Ok(cluster.nodes[victim].has_exited()),
+        }
+    })
+    .await
 }
 
 /// Kills the shard's leaders until `wanted` leads it.

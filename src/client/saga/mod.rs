@@ -203,9 +203,7 @@ impl Client {
 
     /// Sends a signal. One without an id gets one: what is sent again on the way is one signal.
     pub(crate) async fn send_signal(&self, mut signal: v1::SagaSignal) -> Result<SagaDone> {
-        if signal.signal_id.is_empty() {
-            signal.signal_id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
-        }
+        set_id(&mut signal.signal_id);
         let id = signal.id.clone();
         done(self.about_saga(&id, Ask::Signal(signal)).await?)
     }
@@ -319,7 +317,14 @@ impl Client {
     ///
     /// `Invalid` where there is none of the name.
     pub async fn trigger_saga_schedule(&self, name: &str) -> Result<()> {
-        schedules(self.about_saga(name, Ask::TriggerSchedule(name.to_owned())).await?).map(drop)
+        self.trigger_schedule(v1::SagaTrigger { name: name.to_owned(), ..v1::SagaTrigger::default() }).await
+    }
+
+    /// Starts a run of a schedule. A request without an id gets one: what is sent again on the way is one run.
+    pub(crate) async fn trigger_schedule(&self, mut trigger: v1::SagaTrigger) -> Result<()> {
+        set_id(&mut trigger.request_id);
+        let name = trigger.name.clone();
+        schedules(self.about_saga(&name, Ask::TriggerSchedule(trigger)).await?).map(drop)
     }
 
     async fn control(&self, id: &str, action: &str, reason: &str) -> Result<bool> {
@@ -327,14 +332,15 @@ impl Client {
         Ok(!self.send_control(control).await?.already)
     }
 
-    /// Does something to a saga.
-    pub(crate) async fn send_control(&self, control: SagaControl) -> Result<SagaDone> {
+    /// Does something to a saga. A request without an id gets one: what is sent again on the way is done once.
+    pub(crate) async fn send_control(&self, mut control: SagaControl) -> Result<SagaDone> {
+        set_id(&mut control.request_id);
         let id = control.id.clone();
         done(self.about_saga(&id, Ask::Control(control)).await?)
     }
 
-    /// Sends a request about a saga to the leader of its shard, again where it has no answer. Most do nothing the second time;
-    /// what does not is `retry`, `reset` and `trigger`, which then count as wanted twice.
+    /// Sends a request about a saga to the leader of its shard, again where it has no answer. None does anything the second
+    /// time.
     pub(crate) async fn about_saga(&self, id: &str, what: Ask) -> Result<Answer> {
         self.about_sagas_at(&keyspace::saga_row(id, keyspace::SAGA_OPEN, &[]), what).await
     }
@@ -403,6 +409,13 @@ fn changes_something(what: &Ask) -> bool {
         | Ask::HeldLease(_)
         | Ask::Free(_)
         | Ask::Schedules(_) => false,
+    }
+}
+
+/// Names a request that has no name yet.
+fn set_id(id: &mut Bytes) {
+    if id.is_empty() {
+        *id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
     }
 }
 

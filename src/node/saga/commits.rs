@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::definitions::Definitions;
-use super::transition::{check_start, start_of};
+use super::starts::{check_start, start_of};
 use crate::bugs::{self, Bug};
 use crate::client::Client;
 use crate::codec;
@@ -13,8 +13,8 @@ use crate::rpc::convert::SagaPart;
 use crate::rpc::v1;
 use crate::rpc::v1::saga_request::What;
 use crate::saga::{
-    Token, TxnDone, check_id, closed_key, done_key, lease_fence, lease_key, open_key, start, started_key,
-    writes_of_start,
+    State, TaskStatus, Token, TxnDone, check_id, closed_key, done_key, lease_fence, lease_key, open_key,
+    start, started_key, writes_of_start,
 };
 use crate::types::{Error, ReadAt, Result, Timestamp, TxnPart, TxnWrite, limits};
 
@@ -56,7 +56,8 @@ pub async fn add(
         }
         let (id, token) = Token::from_text(&step.token)?;
         if !bugs::on(Bug::SagaTxnWithoutLease) {
-            let held = v1::SagaHeldLease { token: step.token, at_ts: start_ts.0 };
+            let output_bytes = step.output.len() as u64;
+            let held = v1::SagaHeldLease { token: step.token, at_ts: start_ts.0, output_bytes };
             client.about_saga(&id, What::HeldLease(held)).await?;
             part.reads.push(lease_key(&id, token.task));
         }
@@ -84,17 +85,26 @@ pub async fn check_free(rows: &Rows, id: &str, at: Timestamp, deadline: Instant)
     }
 }
 
-/// Refuses, as of a timestamp, a step whose worker does not hold it.
+/// Refuses, as of a timestamp, a step whose worker does not hold it, or which comes to too much.
 ///
 /// # Errors
 ///
-/// `Denied` then; those of a read.
-pub async fn check_lease(rows: &Rows, token: &str, at: Timestamp, deadline: Instant) -> Result<()> {
+/// `Denied` for the one, `Invalid` for the other; those of a read.
+pub async fn check_lease(
+    rows: &Rows,
+    token: &str,
+    output_bytes: u64,
+    at: Timestamp,
+    deadline: Instant,
+) -> Result<()> {
     let (id, token) = Token::from_text(token)?;
-    let (_, found) = rows.read(&[lease_key(&id, token.task)], ReadAt::Snapshot(at), deadline).await?;
-    let fence = found.into_iter().next().flatten().map(|record| lease_fence(&record.value)).transpose()?;
+    let keys = [lease_key(&id, token.task), open_key(&id)];
+    let (_, found) = rows.read(&keys, ReadAt::Snapshot(at), deadline).await?;
+    let mut found = found.into_iter();
+    let fence = found.next().flatten().map(|record| lease_fence(&record.value)).transpose()?;
     if fence == Some(token.fence) {
-        return Ok(());
+        let Some(record) = found.next().flatten() else { return Ok(()) };
+        return check_output(&id, &State::decode(&record.value)?, output_bytes);
     }
     Err(Error::denied(match fence {
         Some(_) => {
@@ -102,4 +112,20 @@ pub async fn check_lease(rows: &Rows, token: &str, at: Timestamp, deadline: Inst
         }
         None => "the lease of this attempt has ended: nothing was committed",
     }))
+}
+
+/// Refuses what a step comes to where it is too much. Transactions that run at the same time do not know of each other: each
+/// gets its part of what is left.
+fn check_output(id: &str, state: &State, output_bytes: u64) -> Result<()> {
+    let left = (limits::MAX_SAGA_BYTES as u64).saturating_sub(state.payload_bytes());
+    let running = state.steps.iter().filter(|step| step.action.status == TaskStatus::Running).count();
+    let most = left / (running.max(1) as u64);
+    if output_bytes <= most {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the step's output has {output_bytes} bytes, and saga {id} has room for {most} of them: its input and outputs have at \
+         most {} together; store large values under keys of their own, and hand on the keys",
+        limits::MAX_SAGA_BYTES
+    )))
 }

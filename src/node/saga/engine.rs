@@ -13,24 +13,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::definitions::Definitions;
 use super::own_writes::OwnWrites;
-use super::queues::{Poll, Poller, Queues, Waiting};
+use super::queues::{Poll, Poller, Queues, Ready, Waiting};
 use super::schedules;
 use super::timers::Timers;
-use super::transition::Held;
+use super::transition::Loaded;
 use crate::client::Client;
 use crate::codec::keyspace;
 use crate::node::replica::Replica;
 use crate::node::rows::Rows;
 use crate::rpc::v1;
 use crate::saga::{Definition, Event, State, id_of, is_open_key};
-use crate::types::{Error, KeyRange, ReadAt, Result, limits};
+use crate::types::{Error, ErrorKind, KeyRange, ReadAt, Result, limits};
 
 /// How long one transition, and the reading before it, may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(10);
@@ -45,6 +45,9 @@ const MANY_ENDS: usize = 1_000;
 /// The pause before a takeover is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// A saga in memory: what is known of it; `None` where it is to be read. One thing happens at a time.
+type Held = Arc<AsyncMutex<Option<Loaded>>>;
+
 /// The engine of a shard.
 pub struct Engine {
     pub(super) rows: Rows,
@@ -54,7 +57,7 @@ pub struct Engine {
     pub(super) queues: Queues,
     pub(super) timers: Timers,
     /// Sagas in memory.
-    sagas: Mutex<HashMap<String, Arc<Held>>>,
+    sagas: Mutex<HashMap<String, Held>>,
     /// Who waits for the end of a saga.
     ends: Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>,
     /// Sagas whose letters are being delivered.
@@ -137,9 +140,13 @@ impl Engine {
                 while let Some(rows) = self.rows.next(&open, &mut from, latest, WITHIN).await? {
                     sagas += rows.len();
                     for (key, record) in rows {
-                        let (id, state) = (id_of(&key)?, State::decode(&record.value)?);
-                        let definition = self.definition_of(&state).await?;
-                        self.expect(&id, &definition, &state);
+                        match self.take_over_one(&key, &record.value).await {
+                            // The others go on without it.
+                            Err(error) if error.kind == ErrorKind::Corrupt => {
+                                tracing::error!(%error, "a saga can't be taken over: it stands until it is mended");
+                            }
+                            taken => taken?,
+                        }
                     }
                 }
             }
@@ -158,12 +165,20 @@ impl Engine {
         Ok(())
     }
 
+    async fn take_over_one(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        let (id, state) = (id_of(key)?, State::decode(value)?);
+        let definition = self.definition_of(&state).await?;
+        self.expect(&id, &definition, &state);
+        Ok(())
+    }
+
     /// What a saga that was not in memory waits for: a worker, a time, or others to be told.
     fn expect(&self, id: &str, definition: &Definition, state: &State) {
         let known = crate::saga::apply(state, definition, self.clock.now_ms(), Event::TakenOver);
         let state = known.as_ref().map_or(state, |(state, _)| state);
-        for (task, call) in state.ready(definition) {
-            self.queues.push(&call.queue, state.priority, Waiting { id: id.to_owned(), task });
+        // Something has happened to it perhaps since the page was read: what it has is left.
+        for ready in Ready::of(state, definition) {
+            self.queues.push(id, ready);
         }
         // What has happened since the page was read has set its own.
         let letters_ms = (!state.letters.is_empty()).then_some(0);
@@ -308,6 +323,7 @@ impl Engine {
     /// Gives a task that was handed out to its worker. One that has gone does not get it: another one will.
     pub(super) fn deliver(&self, task: v1::SagaTask, poller: Poller) {
         if let Err(task) = poller.send.send(task) {
+            self.queues.refund(&poller.queue, 1);
             self.give_back_soon(task);
         }
     }
@@ -336,7 +352,8 @@ impl Engine {
             )));
         }
         if take.look_only {
-            let there = tokio::time::timeout_at(until, self.queues.look(&take.queue)).await;
+            let Some(look) = self.queues.look(&take.queue) else { return Err(too_many_wait(&take.queue)) };
+            let there = tokio::time::timeout_at(until, look).await;
             return Ok(v1::SagaTasks { tasks: Vec::new(), is_there: matches!(there, Ok(Ok(()))) });
         }
         if take.leave {
@@ -347,7 +364,9 @@ impl Engine {
         loop {
             match self.queues.poll(&take.queue, &take.worker, max) {
                 Poll::Ready(waiting) => {
+                    let wanted = waiting.len();
                     let tasks = self.hand_out_all(waiting, take.worker.clone(), deadline).await;
+                    self.queues.refund(&take.queue, wanted - tasks.len());
                     if !tasks.is_empty() {
                         return Ok(v1::SagaTasks { tasks, is_there: false });
                     }
@@ -363,12 +382,7 @@ impl Engine {
                     };
                     return Ok(v1::SagaTasks { tasks: task.into_iter().collect(), is_there: false });
                 }
-                Poll::Full => {
-                    return Err(Error::overloaded(format!(
-                        "too many workers wait on queue {} already: let each take more tasks at once",
-                        take.queue
-                    )));
-                }
+                Poll::Full => return Err(too_many_wait(&take.queue)),
             }
             if Instant::now() >= until {
                 return Ok(v1::SagaTasks::default());
@@ -422,7 +436,8 @@ impl Engine {
             waiting.retain(|one| !one.is_closed());
             waiting.push(tell);
         }
-        if self.has_ended(id, until).await? {
+        // An engine that has stopped tells nobody.
+        if self.stopping.is_cancelled() || self.has_ended(id, until).await? {
             return Ok(());
         }
         // That the time is over, or the engine has gone, is no error: the saga is looked at then.
@@ -438,12 +453,19 @@ impl Engine {
         }
     }
 
-    /// A saga in memory, perhaps not read yet.
-    pub(super) fn held(&self, id: &str) -> Arc<Held> {
-        self.sagas.lock().entry(id.to_owned()).or_default().clone()
+    /// A saga in memory, perhaps not read yet, for as long as nothing else is to happen to it.
+    pub(super) async fn lock(&self, id: &str) -> OwnedMutexGuard<Option<Loaded>> {
+        loop {
+            let held = self.sagas.lock().entry(id.to_owned()).or_default().clone();
+            let guard = held.clone().lock_owned().await;
+            // It may have been let go of meanwhile, and another one may be in its place.
+            if self.sagas.lock().get(id).is_some_and(|now| Arc::ptr_eq(now, &held)) {
+                return guard;
+            }
+        }
     }
 
-    /// Keeps a saga in memory only while something is expected of it soon.
+    /// Keeps a saga in memory only while something is expected of it soon. For who has locked it.
     pub(super) fn keep(&self, id: &str, definition: &Definition, state: &State) {
         let soon_ms = self.clock.now_ms().saturating_add(if self.clock.skips() { 0 } else { KEEP_MS });
         let is_at_work = state.is_at_work(definition);
@@ -453,9 +475,23 @@ impl Engine {
         }
     }
 
-    /// Keeps a saga in memory no longer: it is read anew when it is needed.
+    /// Keeps a saga in memory no longer: it is read anew when it is needed. For who has locked it.
     pub(super) fn let_go(&self, id: &str) {
         self.sagas.lock().remove(id);
+    }
+
+    /// Refuses what is about a saga, or a schedule, of another shard.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` then.
+    pub fn check_holds(&self, name: &str) -> Result<()> {
+        if self.range().contains(&crate::saga::open_key(name)) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{name:?} is not of the shard that the request was sent to: route it by its id"
+        )))
     }
 
     /// The keys of the shard.
@@ -491,4 +527,10 @@ impl Engine {
     pub(super) fn shared(&self) -> Option<Arc<Self>> {
         self.this.upgrade()
     }
+}
+
+fn too_many_wait(queue: &str) -> Error {
+    Error::overloaded(format!(
+        "too many workers wait on queue {queue} already: let each take more tasks at once"
+    ))
 }

@@ -16,6 +16,7 @@ use crate::types::{Error, ErrorKind, Result};
 /// What the letters of a saga are made of.
 struct Sender {
     id: String,
+    created_ms: u64,
     name_of_child: Vec<(TaskRef, String, u32)>,
     input: Bytes,
     output: Bytes,
@@ -30,6 +31,7 @@ impl Sender {
         let Loaded { state, definition, payloads, .. } = now;
         Self {
             id: id.to_owned(),
+            created_ms: state.created_ms,
             name_of_child: children(definition, state),
             input: payloads.input.clone(),
             output: payloads.outputs.last_key_value().map(|(_, output)| output.clone()).unwrap_or_default(),
@@ -53,9 +55,9 @@ fn children(definition: &Definition, state: &State) -> Vec<(TaskRef, String, u32
     child.collect()
 }
 
-/// The id of the saga that a start of a step is.
-fn child_id(parent: &str, token: Token) -> String {
-    format!("{parent}/{}/{}", token.task.step, token.fence)
+/// The id of the saga that a start of a step is: another one than that of a parent of the same id, later, would have.
+fn child_id(parent: &str, created_ms: u64, token: Token) -> String {
+    format!("{parent}/{created_ms:x}/{}/{}", token.task.step, token.fence)
 }
 
 impl Engine {
@@ -97,6 +99,7 @@ impl Engine {
                     tracing::warn!(id = sender.id, %error, "a child saga can't be started");
                     let event = Event::ChildClosed {
                         token: *token,
+                        created_ms: sender.created_ms,
                         outcome: Outcome::Cancelled,
                         output: Bytes::new(),
                     };
@@ -111,13 +114,14 @@ impl Engine {
                 let (Some(parent), Some(outcome)) = (&sender.parent, sender.outcome) else { return Ok(()) };
                 let closed = v1::SagaChildClosed {
                     parent: parent.id.clone(),
+                    parent_created_unix_ms: parent.created_ms,
                     token: parent.token.to_text(&parent.id),
                     outcome: outcome.name().to_owned(),
                     output: sender.output.clone(),
                 };
                 match self.client.about_saga(&parent.id, What::ChildClosed(closed)).await {
-                    // The parent is forgotten: nobody waits for it.
-                    Err(error) if error.kind == ErrorKind::Invalid => Ok(()),
+                    // The parent is forgotten, or it is another one of this id: nobody waits for it.
+                    Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Denied) => Ok(()),
                     told => told.map(drop),
                 }
             }
@@ -135,7 +139,7 @@ impl Engine {
     async fn tell_child(&self, sender: &Sender, token: Token, end: &str) -> Result<()> {
         let child = sender.name_of_child.iter().find(|(task, _, _)| *task == token.task);
         let (_, name, version) = child.ok_or_else(|| Error::invalid("the step is no child saga"))?;
-        let id = child_id(&sender.id, token);
+        let id = child_id(&sender.id, sender.created_ms, token);
         check_id(&id)?;
         let start = v1::SagaStart {
             id: id.clone(),
@@ -148,6 +152,7 @@ impl Engine {
         let child = v1::SagaChildStart {
             start: Some(start),
             parent: sender.id.clone(),
+            parent_created_unix_ms: sender.created_ms,
             token: token.to_text(&sender.id),
             end: end.to_owned(),
         };

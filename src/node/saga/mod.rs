@@ -4,7 +4,7 @@
 //! by which a saga changes: a transaction that reads where the saga was. `own_writes` tells
 //! what others have written. `queues` has tasks and workers that wait for each
 //! other, `timers` what is due when, `schedules` starts sagas again and again, `letters` what sagas tell each other, `forget` ends what has ended long ago.
-//! `commits` is what transactions of users do to sagas; `catalogue` keeps definitions, at the leader of the system shard,
+//! `starts` begins sagas, `commits` is what transactions of users do to them; `catalogue` keeps definitions, at the leader of the system shard,
 //! and `definitions` what this node knows of them; `reads` answers on any replica; `wire` is how all of it travels.
 
 mod catalogue;
@@ -20,6 +20,7 @@ mod own_writes;
 mod queues;
 mod reads;
 mod schedules;
+mod starts;
 mod timers;
 mod transition;
 mod wire;
@@ -39,7 +40,7 @@ use crate::rpc::v1::saga_reply::What as Reply;
 use crate::rpc::v1::saga_request::What;
 use crate::rpc::v1::saga_task_end::What as End;
 use crate::saga::{Event, Parent, Signal, Token, check_id, check_name};
-use crate::types::{Error, ErrorKind, Result, Timestamp, limits};
+use crate::types::{Error, Result, Timestamp, limits};
 
 /// The longest reason that is kept, in characters.
 const MAX_REASON: usize = 1_000;
@@ -58,7 +59,8 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         What::List(page) => Reply::Page(readings()?.list(&place, page).await?),
         What::Schedules(_) => Reply::Schedules(readings()?.schedules(&place).await?),
         What::HeldLease(lease) => {
-            commits::check_lease(engines.rows(), &lease.token, Timestamp(lease.at_ts), deadline).await?;
+            let at = Timestamp(lease.at_ts);
+            commits::check_lease(engines.rows(), &lease.token, lease.output_bytes, at, deadline).await?;
             Reply::Done(v1::SagaDone::default())
         }
         What::Free(free) => {
@@ -68,6 +70,7 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         }
         What::Wait(wait) => {
             let engine = engines.of(&place)?;
+            engine.check_holds(&wait.id)?;
             let until = deadline.min(Instant::now() + Duration::from_millis(wait.wait_ms));
             engine.wait_for_end(checked(&wait.id)?, until).await?;
             Reply::View(readings()?.view(&wait.id, true).await?)
@@ -101,12 +104,28 @@ enum Ask {
     Start(v1::SagaStart, Option<Parent>),
     /// Let this happen to a saga.
     Happen(String, Event),
+    /// Let this happen to a saga that is a step of another one.
+    HappenToChild(String, Parent, Event),
     /// Make or change a schedule.
     PutSchedule(v1::SagaSchedule),
     /// Drop a schedule.
     DropSchedule(String),
-    /// Start a run of a schedule.
-    TriggerSchedule(String),
+    /// Start a run of a schedule, once for a request.
+    TriggerSchedule(String, u128),
+}
+
+impl Ask {
+    /// What it is about: the id of a saga, or the name of a schedule.
+    fn about(&self) -> &str {
+        match self {
+            Self::Start(start, _) => &start.id,
+            Self::PutSchedule(schedule) => &schedule.name,
+            Self::Happen(name, _)
+            | Self::HappenToChild(name, _, _)
+            | Self::DropSchedule(name)
+            | Self::TriggerSchedule(name, _) => name,
+        }
+    }
 }
 
 fn ask_of(what: What) -> Result<Ask> {
@@ -124,12 +143,16 @@ fn ask_of(what: What) -> Result<Ask> {
             let (parent, token) = Token::from_text(&closed.token)?;
             let outcome = wire::outcome_of_name(&closed.outcome)
                 .ok_or_else(|| Error::invalid(format!("{:?} is no end of a saga", closed.outcome)))?;
-            Ask::Happen(parent, Event::ChildClosed { token, outcome, output: closed.output })
+            let created_ms = closed.parent_created_unix_ms;
+            Ask::Happen(parent, Event::ChildClosed { token, created_ms, outcome, output: closed.output })
         }
         What::StartChild(child) => ask_of_child(child)?,
         What::PutSchedule(schedule) => Ask::PutSchedule(schedule),
         What::DropSchedule(name) => Ask::DropSchedule(name),
-        What::TriggerSchedule(name) => Ask::TriggerSchedule(name),
+        What::TriggerSchedule(trigger) => {
+            let request = request_of("request_id", &trigger.request_id)?;
+            Ask::TriggerSchedule(trigger.name, request)
+        }
         What::Get(_)
         | What::History(_)
         | What::List(_)
@@ -147,42 +170,38 @@ fn ask_of(what: What) -> Result<Ask> {
 fn ask_of_child(child: v1::SagaChildStart) -> Result<Ask> {
     let start = child.start.ok_or_else(|| Error::invalid("the child has no start"))?;
     let reason = format!("its parent {} has ended or goes back", child.parent);
+    let (_, token) = Token::from_text(&child.token)?;
+    let parent = Parent { id: child.parent, created_ms: child.parent_created_unix_ms, token };
     Ok(match child.end.as_str() {
-        "" => {
-            let (_, token) = Token::from_text(&child.token)?;
-            Ask::Start(start, Some(Parent { id: child.parent, token }))
-        }
-        "cancel" => Ask::Happen(start.id, Event::Cancel { reason }),
-        "terminate" => Ask::Happen(start.id, Event::Terminate { reason }),
+        "" => Ask::Start(start, Some(parent)),
+        "cancel" => Ask::HappenToChild(start.id, parent, Event::Cancel { reason }),
+        "terminate" => Ask::HappenToChild(start.id, parent, Event::Terminate { reason }),
         other => return Err(Error::invalid(format!("{other:?} is no end of a child saga"))),
     })
 }
 
 async fn serve_engine(engine: &Engine, ask: Ask, deadline: Instant) -> Result<Reply> {
+    engine.check_holds(ask.about())?;
     let (id, event) = match ask {
         Ask::Start(start, parent) => {
             return Ok(Reply::Started(engine.start(&start, parent, deadline).await?));
         }
         Ask::Happen(id, event) => (id, event),
+        Ask::HappenToChild(id, parent, event) => {
+            engine.check_child(&id, &parent, deadline).await?;
+            (id, event)
+        }
         Ask::PutSchedule(schedule) => {
             return Ok(Reply::Schedules(engine.put_schedule(schedule, deadline).await?));
         }
         Ask::DropSchedule(name) => {
             return Ok(Reply::Schedules(engine.drop_schedule(&name, deadline).await?));
         }
-        Ask::TriggerSchedule(name) => {
-            return Ok(Reply::Schedules(engine.trigger_schedule(&name, deadline).await?));
+        Ask::TriggerSchedule(name, request) => {
+            return Ok(Reply::Schedules(engine.trigger_schedule(&name, request, deadline).await?));
         }
     };
-    let is_output = matches!(event, Event::Complete { .. });
-    match engine.happen(&id, event.clone(), deadline).await {
-        Err(error) if is_output && error.kind == ErrorKind::Invalid => {
-            // It may be a transaction that was committed just now.
-            engine.refresh(&id).await;
-            Ok(done(engine.happen(&id, event, deadline).await?))
-        }
-        happened => Ok(done(happened?)),
-    }
+    Ok(done(engine.happen(&id, event, deadline).await?))
 }
 
 fn done(happened: Happened) -> Reply {
@@ -229,13 +248,19 @@ fn event_of_signal(signal: v1::SagaSignal) -> Result<(String, Event)> {
     check_id(&signal.id)?;
     check_name("the signal", &signal.name)?;
     check_payload("the signal", signal.payload.len())?;
-    let id = match signal.signal_id.len() {
-        0 => rand::random(),
-        _ => u128::from_be_bytes(signal.signal_id.as_ref().try_into().map_err(|_| {
-            Error::invalid(format!("signal_id has {} bytes: it has 16", signal.signal_id.len()))
-        })?),
-    };
+    let id = request_of("signal_id", &signal.signal_id)?;
     Ok((signal.id, Event::Signal(Signal { id, name: signal.name, payload: signal.payload })))
+}
+
+/// What names a request; another name each time where it has none.
+fn request_of(field: &str, id: &[u8]) -> Result<u128> {
+    if id.is_empty() {
+        return Ok(rand::random());
+    }
+    let bytes = id.try_into();
+    bytes
+        .map(u128::from_be_bytes)
+        .map_err(|_| Error::invalid(format!("{field} has {} bytes: give 16 random ones, or none", id.len())))
 }
 
 async fn event_of_control(engines: &Engines, control: &v1::SagaControl, deadline: Instant) -> Result<Event> {
@@ -247,7 +272,8 @@ async fn event_of_control(engines: &Engines, control: &v1::SagaControl, deadline
         }
         engines.readings(deadline)?.step_of(&control.id, &control.step).await.map(Some)
     };
-    Ok(match control.action.as_str() {
+    let request = request_of("request_id", &control.request_id)?;
+    let event = match control.action.as_str() {
         "cancel" => Event::Cancel { reason: reason() },
         "terminate" => Event::Terminate { reason: reason() },
         "pause" => Event::Pause { reason: reason() },
@@ -264,5 +290,6 @@ async fn event_of_control(engines: &Engines, control: &v1::SagaControl, deadline
                  resolve, reset"
             )));
         }
-    })
+    };
+    Ok(Event::Once { request, event: Box::new(event) })
 }

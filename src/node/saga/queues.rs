@@ -1,19 +1,23 @@
 //! Tasks that wait for workers, and workers that wait for tasks.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Duration, Instant};
 
 use crate::rpc::v1::SagaTask;
-use crate::saga::TaskRef;
+use crate::saga::{Definition, State, TaskRef};
 
 /// Workers that wait on one queue, at most.
 const MAX_WAITING: usize = 4_096;
 /// A queue that nobody wants anything of is forgotten once there are so many.
 const MANY_QUEUES: usize = 1_024;
+/// Tasks that are handed out together come with at most so much, unless a single one does with more: they are one message.
+const TOGETHER_BYTES: u64 = 4 * 1024 * 1024;
+/// What a task comes with, besides its saga's input and outputs.
+const TASK_BYTES: u64 = 1_024;
 
 /// A task that waits.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -22,6 +26,35 @@ pub struct Waiting {
     pub id: String,
     /// The task.
     pub task: TaskRef,
+}
+
+/// A task that may be handed out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ready {
+    /// The task.
+    pub task: TaskRef,
+    /// On which queue.
+    pub queue: String,
+    /// Larger ones go first.
+    pub priority: u8,
+    /// How much its worker gets with it.
+    pub size_bytes: u64,
+}
+
+impl Ready {
+    /// What of a saga may be handed out.
+    pub fn of(state: &State, definition: &Definition) -> Vec<Self> {
+        let size_bytes = state.payload_bytes() + TASK_BYTES;
+        let ready = state.ready(definition);
+        ready
+            .map(|(task, call)| Self {
+                task,
+                queue: call.queue.clone(),
+                priority: state.priority,
+                size_bytes,
+            })
+            .collect()
+    }
 }
 
 /// A worker that waits for a task.
@@ -44,10 +77,20 @@ pub enum Poll {
     Full,
 }
 
+/// By priority, then in the order in which they came.
+type Order = (Reverse<u8>, u64);
+
+/// Where a task waits.
+struct Place {
+    task: TaskRef,
+    queue: String,
+    order: Order,
+}
+
 #[derive(Default)]
 struct Queue {
-    /// By priority, then in the order in which they came.
-    ready: BTreeMap<(Reverse<u8>, u64), Waiting>,
+    /// With how much their workers get.
+    ready: BTreeMap<Order, (Waiting, u64)>,
     pollers: VecDeque<Poller>,
     /// Those who only want to know that there is something.
     lookers: VecDeque<oneshot::Sender<()>>,
@@ -82,7 +125,17 @@ impl Queue {
         true
     }
 
-    fn is_idle(&self) -> bool {
+    /// Some that were counted were not handed out after all.
+    fn refund(&mut self, count: usize) {
+        if let Some(limit) = &mut self.limit {
+            limit.tokens += count as f64;
+        }
+    }
+
+    /// Whether nobody wants anything of it.
+    fn is_idle(&mut self) -> bool {
+        self.pollers.retain(|poller| !poller.send.is_closed());
+        self.lookers.retain(|looker| !looker.is_closed());
         self.ready.is_empty() && self.pollers.is_empty() && self.lookers.is_empty() && self.limit.is_none()
     }
 }
@@ -98,28 +151,72 @@ pub struct Queues {
 #[derive(Default)]
 struct Inner {
     queues: HashMap<String, Queue>,
-    /// All tasks that wait: none does twice.
-    waiting: HashSet<Waiting>,
+    /// All tasks that wait, by their sagas: none does twice.
+    waiting: HashMap<String, Vec<Place>>,
     next: u64,
+    /// Nobody is to wait any more.
+    is_over: bool,
+}
+
+impl Inner {
+    /// A task waits; nothing where it does already. Whether somebody waits for it.
+    fn push(&mut self, id: &str, ready: Ready) -> bool {
+        let places = self.waiting.entry(id.to_owned()).or_default();
+        if places.iter().any(|place| place.task == ready.task) {
+            return false;
+        }
+        self.next += 1;
+        let Ready { task, queue: name, priority, size_bytes } = ready;
+        let order = (Reverse(priority), self.next);
+        places.push(Place { task, queue: name.clone(), order });
+        let queue = self.queues.entry(name).or_default();
+        queue.ready.insert(order, (Waiting { id: id.to_owned(), task }, size_bytes));
+        for looker in queue.lookers.drain(..) {
+            // Whoever looked may have gone.
+            let _ = looker.send(());
+        }
+        !queue.pollers.is_empty()
+    }
+
+    /// A task that was taken waits no longer.
+    fn taken(waiting: &mut HashMap<String, Vec<Place>>, task: &Waiting) {
+        if let Some(places) = waiting.get_mut(&task.id) {
+            places.retain(|place| place.task != task.task);
+            if places.is_empty() {
+                waiting.remove(&task.id);
+            }
+        }
+    }
 }
 
 impl Queues {
     /// A task waits for a worker; no effect where it does already. Those who wait for it are matched by
     /// [`matched`](Self::matched).
-    pub fn push(&self, queue: &str, priority: u8, task: Waiting) {
+    pub fn push(&self, id: &str, ready: Ready) {
+        if self.inner.lock().push(id, ready) {
+            self.matches.notify_one();
+        }
+    }
+
+    /// These tasks of a saga wait for workers, and no others of it.
+    pub fn set_ready(&self, id: &str, ready: Vec<Ready>) {
         let mut inner = self.inner.lock();
-        if !inner.waiting.insert(task.clone()) {
-            return;
+        let inner = &mut *inner;
+        if let Some(places) = inner.waiting.get_mut(id) {
+            for place in places.extract_if(.., |place| ready.iter().all(|ready| ready.task != place.task)) {
+                if let Some(queue) = inner.queues.get_mut(&place.queue) {
+                    queue.ready.remove(&place.order);
+                }
+            }
+            if places.is_empty() {
+                inner.waiting.remove(id);
+            }
         }
-        inner.next += 1;
-        let place = (Reverse(priority), inner.next);
-        let queue = inner.queues.entry(queue.to_owned()).or_default();
-        queue.ready.insert(place, task);
-        for looker in queue.lookers.drain(..) {
-            // Whoever looked may have gone.
-            let _ = looker.send(());
+        let mut is_waited_for = false;
+        for ready in ready {
+            is_waited_for |= inner.push(id, ready);
         }
-        if !queue.pollers.is_empty() {
+        if is_waited_for {
             self.matches.notify_one();
         }
     }
@@ -133,13 +230,16 @@ impl Queues {
         }
         let queue = inner.queues.entry(name.to_owned()).or_default();
         let now = Instant::now();
-        let mut taken = Vec::new();
-        while taken.len() < max && !queue.ready.is_empty() && queue.admit(now) {
-            taken.extend(queue.ready.pop_first().map(|(_, task)| task));
+        let (mut taken, mut bytes) = (Vec::new(), 0_u64);
+        while let Some(first) = queue.ready.first_entry() {
+            bytes += first.get().1;
+            let is_too_much = !taken.is_empty() && bytes > TOGETHER_BYTES;
+            if taken.len() >= max || is_too_much || !queue.admit(now) {
+                break;
+            }
+            taken.extend(queue.ready.pop_first().map(|(_, (task, _))| task));
         }
-        taken.iter().for_each(|task| {
-            inner.waiting.remove(task);
-        });
+        taken.iter().for_each(|task| Inner::taken(&mut inner.waiting, task));
         if !taken.is_empty() {
             return Poll::Ready(taken);
         }
@@ -148,6 +248,9 @@ impl Queues {
             return Poll::Full;
         }
         let (send, receive) = oneshot::channel();
+        if inner.is_over {
+            return Poll::Wait(receive);
+        }
         queue.pollers.push_back(Poller { queue: name.to_owned(), worker: worker.to_owned(), send });
         if !queue.ready.is_empty() {
             // A limit holds them back for a while.
@@ -156,19 +259,25 @@ impl Queues {
         Poll::Wait(receive)
     }
 
-    /// Resolves when there is something in a queue; at once where there is.
-    pub fn look(&self, queue: &str) -> oneshot::Receiver<()> {
+    /// Resolves when there is something in a queue; at once where there is. `None` where too many look already.
+    pub fn look(&self, queue: &str) -> Option<oneshot::Receiver<()>> {
         let (send, receive) = oneshot::channel();
         let mut inner = self.inner.lock();
+        if inner.is_over {
+            return Some(receive);
+        }
         let queue = inner.queues.entry(queue.to_owned()).or_default();
-        if queue.ready.is_empty() {
-            queue.lookers.retain(|looker| !looker.is_closed());
-            queue.lookers.push_back(send);
-        } else {
+        if !queue.ready.is_empty() {
             // The receiver is still here.
             let _ = send.send(());
+            return Some(receive);
         }
-        receive
+        queue.lookers.retain(|looker| !looker.is_closed());
+        if queue.lookers.len() >= MAX_WAITING {
+            return None;
+        }
+        queue.lookers.push_back(send);
+        Some(receive)
     }
 
     /// A worker that waits for a task of this queue, where nothing came before it: it gets the task of the transition that
@@ -187,13 +296,24 @@ impl Queues {
         None
     }
 
-    /// A worker goes on waiting, before all others.
+    /// A worker did not get the task that was meant for it: it goes on waiting, before all others.
     pub fn put_back(&self, poller: Poller) {
         let mut inner = self.inner.lock();
+        if inner.is_over {
+            return;
+        }
         let queue = inner.queues.entry(poller.queue.clone()).or_default();
+        queue.refund(1);
         queue.pollers.push_front(poller);
         if !queue.ready.is_empty() {
             self.matches.notify_one();
+        }
+    }
+
+    /// Some tasks of a queue that were taken were not handed out after all: its limit does not count them.
+    pub fn refund(&self, queue: &str, count: usize) {
+        if let Some(queue) = self.inner.lock().queues.get_mut(queue) {
+            queue.refund(count);
         }
     }
 
@@ -213,8 +333,8 @@ impl Queues {
                     again = Some(again.map_or(pause, |least: Duration| least.min(pause)));
                     break;
                 }
-                if let Some((_, task)) = queue.ready.pop_first() {
-                    inner.waiting.remove(&task);
+                if let Some((_, (task, _))) = queue.ready.pop_first() {
+                    Inner::taken(&mut inner.waiting, &task);
                     pairs.push((task, poller));
                 }
             }
@@ -251,9 +371,11 @@ impl Queues {
         }
     }
 
-    /// Nobody waits any longer.
+    /// Nobody waits any longer, from now on.
     pub fn end_waits(&self) {
-        for queue in self.inner.lock().queues.values_mut() {
+        let mut inner = self.inner.lock();
+        inner.is_over = true;
+        for queue in inner.queues.values_mut() {
             queue.pollers.clear();
             queue.lookers.clear();
         }
@@ -261,7 +383,7 @@ impl Queues {
 
     /// How many tasks wait.
     pub fn ready(&self) -> usize {
-        self.inner.lock().waiting.len()
+        self.inner.lock().waiting.values().map(Vec::len).sum()
     }
 }
 
@@ -280,8 +402,9 @@ mod tests {
     use super::*;
     use crate::saga::TaskKind;
 
-    fn task(id: &str) -> Waiting {
-        Waiting { id: id.to_owned(), task: TaskRef { step: 0, kind: TaskKind::Action } }
+    fn ready(priority: u8, size_bytes: u64) -> Ready {
+        let task = TaskRef { step: 0, kind: TaskKind::Action };
+        Ready { task, queue: "q".to_owned(), priority, size_bytes }
     }
 
     fn taken(poll: Poll) -> Vec<String> {
@@ -295,7 +418,7 @@ mod tests {
     fn larger_priorities_go_first_and_among_equals_who_came_first() {
         let queues = Queues::default();
         for (id, priority) in [("a", 0), ("b", 5), ("c", 0), ("d", 5), ("a", 9)] {
-            queues.push("q", priority, task(id));
+            queues.push(id, ready(priority, 1));
         }
         assert_eq!(taken(queues.poll("q", "w", 3)), ["b", "d", "a"]);
         assert_eq!(taken(queues.poll("other", "w", 3)), [""; 0]);
@@ -309,9 +432,9 @@ mod tests {
         else {
             panic!("nothing is there")
         };
-        let looks = queues.look("q");
+        let looks = queues.look("q").expect("few look");
         drop(first);
-        queues.push("q", 0, task("a"));
+        queues.push("a", ready(0, 1));
         looks.await.expect("something came");
         let (pairs, again) = queues.matched();
         assert_eq!((pairs.len(), again), (1, None));
@@ -320,12 +443,46 @@ mod tests {
         assert!(queues.take_poller("q").is_none());
     }
 
+    #[test]
+    fn what_is_taken_together_is_bounded_in_bytes_but_one_is_always_taken() {
+        let queues = Queues::default();
+        for (id, size_bytes) in
+            [("a", TOGETHER_BYTES * 3), ("b", TOGETHER_BYTES / 2), ("c", TOGETHER_BYTES / 2), ("d", 1)]
+        {
+            queues.push(id, ready(0, size_bytes));
+        }
+        assert_eq!(taken(queues.poll("q", "w", 9)), ["a"]);
+        assert_eq!(taken(queues.poll("q", "w", 9)), ["b", "c"]);
+        assert_eq!(taken(queues.poll("q", "w", 9)), ["d"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_any_more_is_gone_and_nobody_waits_after_the_end() {
+        let queues = Queues::default();
+        queues.set_ready("a", vec![ready(0, 1)]);
+        queues.set_ready("b", vec![ready(0, 1)]);
+        queues.set_ready("a", Vec::new());
+        queues.set_ready("a", Vec::new());
+        assert_eq!(queues.ready(), 1);
+        assert_eq!(taken(queues.poll("q", "w", 9)), ["b"]);
+        assert_eq!(queues.ready(), 0);
+        let Poll::Wait(waits) = queues.poll("q", "w", 1) else { panic!("nothing is there") };
+        queues.end_waits();
+        let Poll::Wait(comes_late) = queues.poll("q", "w", 1) else { panic!("nothing is there") };
+        assert!(waits.await.is_err() && comes_late.await.is_err());
+        assert!(queues.look("q").expect("few look").await.is_err());
+    }
+
     #[tokio::test]
     async fn a_limit_holds_back() {
         let queues = Queues::default();
         queues.set_limit("q", Some(0.001));
-        queues.push("q", 0, task("a"));
-        queues.push("q", 0, task("b"));
+        queues.push("a", ready(0, 1));
+        queues.push("b", ready(0, 1));
+        assert_eq!(taken(queues.poll("q", "w", 2)), ["a"]);
+        // It was not handed out after all: that one is not counted.
+        queues.refund("q", 1);
+        queues.set_ready("a", vec![ready(9, 1)]);
         assert_eq!(taken(queues.poll("q", "w", 2)), ["a"]);
         let Poll::Wait(_kept) = queues.poll("q", "w", 2) else { panic!("it is held back") };
         let (pairs, again) = queues.matched();

@@ -68,7 +68,7 @@ fn plan_of(asked: &v1::SagaSchedule) -> Result<Plan> {
         )));
     }
     // What its runs will be refused for is refused now.
-    super::transition::check_start(&v1::SagaStart { id: "run".to_owned(), ..start.clone() })?;
+    super::starts::check_start(&v1::SagaStart { id: "run".to_owned(), ..start.clone() })?;
     let plan = Plan {
         cron: asked.cron.clone(),
         time_zone: asked.time_zone.clone(),
@@ -120,17 +120,22 @@ impl Engine {
         Ok(v1::SagaSchedules { existed, ..v1::SagaSchedules::default() })
     }
 
-    /// Starts a run of a schedule now.
+    /// Starts a run of a schedule now, once for each request.
     ///
     /// # Errors
     ///
-    /// `Invalid` where there is none of the name.
-    pub async fn trigger_schedule(&self, name: &str, deadline: Instant) -> Result<v1::SagaSchedules> {
+    /// `Invalid` where there is none of the name; `Unavailable` while another run is being started.
+    pub async fn trigger_schedule(
+        &self,
+        name: &str,
+        request: u128,
+        deadline: Instant,
+    ) -> Result<v1::SagaSchedules> {
         check_name("the schedule", name)?;
         let trigger = |old: Option<Schedule>, now_ms| {
             let mut schedule = old
                 .ok_or_else(|| Error::invalid(format!("there is no schedule {name}: see which there are")))?;
-            schedule.trigger(name, now_ms);
+            schedule.trigger(name, request, now_ms)?;
             Ok(Some(schedule))
         };
         let (existed, schedule) = self.change_schedule(name, trigger, deadline).await?;

@@ -198,7 +198,7 @@ fn told(what: RecordKind) -> (&'static str, Option<TaskKind>, u32, String) {
         RecordKind::Signalled { name } => why("signalled", name),
         RecordKind::Compensating { reason } => why("compensating", reason),
         RecordKind::CancelRequested { reason } => why("cancel_requested", reason),
-        RecordKind::CancelTooLate => plain("cancel_too_late"),
+        RecordKind::TooLateToGoBack => plain("too_late_to_go_back"),
         RecordKind::TimedOut => plain("timed_out"),
         RecordKind::Paused { reason } => why("paused", reason),
         RecordKind::Resumed => plain("resumed"),
@@ -208,6 +208,7 @@ fn told(what: RecordKind) -> (&'static str, Option<TaskKind>, u32, String) {
         }
         RecordKind::ResetRequested => plain("reset_requested"),
         RecordKind::WentBack => plain("went_back"),
+        RecordKind::OutputLeftOut { size_bytes } => why("output_left_out", format!("{size_bytes} bytes")),
         RecordKind::ChildClosed { outcome } => why("child_closed", outcome.name().to_owned()),
         RecordKind::Closed { outcome, not_undone } => {
             let detail = match not_undone.is_empty() {

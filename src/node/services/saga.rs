@@ -215,11 +215,12 @@ impl Saga for SagaService {
 
     async fn trigger_schedule(
         &self,
-        request: Request<v1::NamedSagaScheduleRequest>,
+        request: Request<v1::TriggerSagaScheduleRequest>,
     ) -> Result<Response<v1::SagaSchedules>, Status> {
-        let v1::NamedSagaScheduleRequest { header, name } = request.into_inner();
+        let v1::TriggerSagaScheduleRequest { header, trigger } = request.into_inner();
         let triggered = async {
-            self.client(header.as_ref()).await?.trigger_saga_schedule(&name).await?;
+            let trigger = trigger.ok_or_else(|| unset("trigger"))?;
+            self.client(header.as_ref()).await?.trigger_schedule(trigger).await?;
             Ok(v1::SagaSchedules { existed: true, ..v1::SagaSchedules::default() })
         };
         respond(triggered.await)

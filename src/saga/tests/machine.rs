@@ -119,7 +119,8 @@ impl Machine {
                         true => crate::saga::Outcome::Cancelled,
                         false => crate::saga::Outcome::Completed,
                     };
-                    return now(Event::ChildClosed { token, outcome, output: "".into() });
+                    let created_ms = self.state.created_ms;
+                    return now(Event::ChildClosed { token, created_ms, outcome, output: "".into() });
                 }
                 Work::Signal { signal, .. } if self.state.pause.is_none() => {
                     let id = u128::from(self.state.history_len) << 32;

@@ -4,6 +4,8 @@ mod definitions;
 mod machine;
 mod model;
 mod notation;
+#[cfg(feature = "server")]
+mod schedules;
 mod scripts;
 mod table;
 mod world;

@@ -251,7 +251,13 @@ fn event(world: &World, op: &Op) -> Option<Event> {
                 0 => *children.last()?,
                 _ => pick(&children, which / 2)?,
             };
-            Event::ChildClosed { token, outcome: pick(&Outcome::ALL, *outcome)?, output: "o".into() }
+            let created_ms = world.machine.state.created_ms;
+            Event::ChildClosed {
+                token,
+                created_ms,
+                outcome: pick(&Outcome::ALL, *outcome)?,
+                output: "o".into(),
+            }
         }
         Op::Signal { name, id } => {
             let name = if name % 4 == 0 { "other" } else { "go" }.to_owned();
@@ -274,6 +280,16 @@ fn event(world: &World, op: &Op) -> Option<Event> {
     })
 }
 
+/// Some of what people ask for comes as a request with a name, at times one that was done before.
+fn named(op: &Op, event: Event) -> Event {
+    match op {
+        Op::Retry { step } | Op::Resolve { step, .. } | Op::Reset { step } if step % 3 == 0 => {
+            Event::Once { request: 1_000 + (step / 3 % 64) as u128, event: Box::new(event) }
+        }
+        _ => event,
+    }
+}
+
 fn run(world: &mut World, op: &Op) {
     match op {
         Op::Crash => world.crash(),
@@ -290,7 +306,7 @@ fn run(world: &mut World, op: &Op) {
                 world.machine.now_ms = world.machine.now_ms.max(due_ms);
             }
             if let Some(event) = event(world, op) {
-                let _ = world.send(event);
+                let _ = world.send(named(op, event));
             }
         }
     }

@@ -149,8 +149,13 @@ pub(super) fn event(machine: &Machine, words: &[&str]) -> Parsed<Event> {
         "retry" => Event::Retry { step: words.get(1).map(|name| step_of(definition, name)).transpose()? },
         "resolve" => Event::Resolve { step: step_of(definition, about()?)?, is_done: !says("undone") },
         "reset" => Event::Reset { step: step_of(definition, about()?)? },
+        "once" => Event::Once {
+            request: about()?.parse()?,
+            event: Box::new(event(machine, words.get(2..).unwrap_or_default())?),
+        },
         "child" => Event::ChildClosed {
             token: token(machine, about()?)?,
+            created_ms: key("of").map_or(Ok(machine.state.created_ms), str::parse)?,
             outcome: outcome(words.get(2).copied().unwrap_or("completed"))?,
             output: Bytes::copy_from_slice(text("output").as_bytes()),
         },
@@ -209,7 +214,7 @@ pub(super) fn show_record(definition: &Definition, record: &Record) -> String {
         RecordKind::Signalled { name } => format!("signal {name} came"),
         RecordKind::Compensating { reason } => format!("compensating: {reason}"),
         RecordKind::CancelRequested { reason } => format!("cancel requested: {reason}"),
-        RecordKind::CancelTooLate => format!("{step}was done too early for going back"),
+        RecordKind::TooLateToGoBack => format!("{step}was done too early for going back"),
         RecordKind::TimedOut => "timed out".to_owned(),
         RecordKind::Paused { reason } => format!("paused: {reason}"),
         RecordKind::Resumed => "resumed".to_owned(),
@@ -218,6 +223,7 @@ pub(super) fn show_record(definition: &Definition, record: &Record) -> String {
         RecordKind::ResetRequested => format!("{step}reset requested"),
         RecordKind::WentBack => format!("goes forward from {step}on"),
         RecordKind::ChildClosed { outcome } => format!("{step}child {}", outcome.name()),
+        RecordKind::OutputLeftOut { size_bytes } => format!("{step}output of {size_bytes} bytes left out"),
         RecordKind::Closed { outcome, not_undone } => {
             format!("closed {} not undone {not_undone:?}", outcome.name())
         }

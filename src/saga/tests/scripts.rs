@@ -88,7 +88,9 @@ fn every_event(machine: &Machine) -> Vec<(String, u64, Event)> {
         }
         if token.task.kind == TaskKind::Action {
             for outcome in Outcome::ALL {
-                all.push((outcome.name(), Event::ChildClosed { token, outcome, output: "".into() }));
+                let created_ms = machine.state.created_ms;
+                let event = Event::ChildClosed { token, created_ms, outcome, output: "".into() };
+                all.push((outcome.name(), event));
             }
         }
         all
@@ -112,7 +114,7 @@ fn every_event(machine: &Machine) -> Vec<(String, u64, Event)> {
     let signal = |id, name: &str| Event::Signal(Signal { id, name: name.to_owned(), payload: "p".into() });
     add("signal go".to_owned(), signal(77, "go"));
     add("signal other".to_owned(), signal(77, "other"));
-    if let Some(id) = machine.state.seen_signals.first() {
+    if let Some(id) = machine.state.seen_requests.first() {
         add("signal again".to_owned(), signal(*id, "go"));
     }
     let reason = || "why-not".to_owned();
@@ -171,8 +173,8 @@ impl Script {
     fn start(&mut self, args: &mut ArgumentConsumer<'_>) -> Parsed<String> {
         let definition = self.definition.clone().ok_or("nothing is defined")?;
         let task = TaskRef { step: 0, kind: TaskKind::Action };
-        let parent =
-            args.take_key("parent").map(|id| Parent { id: id.to_owned(), token: Token { task, fence: 1 } });
+        let token = Token { task, fence: 1 };
+        let parent = args.take_key("parent").map(|id| Parent { id: id.to_owned(), created_ms: 7, token });
         let (machine, change) = Machine::new(definition, Start { parent, ..Start::default() }, self.now_ms);
         let out = notation::show(&machine.definition, &machine.state, &change);
         self.machine = Some(machine);

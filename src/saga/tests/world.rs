@@ -49,6 +49,8 @@ struct Model {
     /// It was told to go back, or said that it does, and has not begun again since.
     goes_back: bool,
     has_compensated: bool,
+    /// Requests that were done: none is done twice.
+    requests: Vec<u128>,
 }
 
 pub(super) struct World {
@@ -129,6 +131,11 @@ impl World {
     }
 
     pub(super) fn send(&mut self, event: Event) -> Result<(), Refusal> {
+        let (request, event) = match event {
+            Event::Once { request, event } => (Some(request), *event),
+            event => (None, event),
+        };
+        let was_done = request.is_some_and(|request| self.model.requests.contains(&request));
         let before = self.machine.state.clone();
         let is_live = token_of(&event).map(|token| self.is_live(token));
         if let Event::HandOut { task, .. } = &event
@@ -138,13 +145,20 @@ impl World {
         {
             self.may_begin(*task);
         }
-        let sent = self.machine.send(event.clone());
+        let sent = self.machine.send(match request {
+            Some(request) => Event::Once { request, event: Box::new(event.clone()) },
+            None => event.clone(),
+        });
         match &sent {
+            Err(refusal) if was_done => assert_eq!(*refusal, Refusal::Already, "{event:?}"),
             Err(refusal) => {
                 assert_eq!(self.machine.state, before, "what is refused changes nothing");
                 self.was_refused(&event, is_live, refusal);
             }
             Ok(change) => {
+                assert!(!was_done, "a request was done twice: {event:?}");
+                assert!(request.is_none() || change.must_store, "that it was done is kept");
+                self.model.requests.extend(request);
                 assert_ne!(
                     is_live,
                     Some(false),
@@ -314,6 +328,7 @@ impl World {
             | Event::Resume
             | Event::Retry { .. }
             | Event::Delivered { .. } => {}
+            Event::Once { .. } => unreachable!("it was taken apart"),
         }
         self.model.last_fence = self.machine.state.fence;
         let is_told = |step: usize| change.outputs.iter().any(|(told, _)| *told == step);
@@ -357,7 +372,7 @@ impl World {
                     }
                 }
                 RecordKind::Compensating { .. } => self.model.goes_back = true,
-                RecordKind::CancelTooLate => {
+                RecordKind::TooLateToGoBack => {
                     assert!(self.is_past_pivot(), "only the pivot is too late for");
                     self.model.goes_back = false;
                 }

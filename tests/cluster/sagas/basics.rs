@@ -85,6 +85,28 @@ async fn a_month_passes_in_a_moment() {
     store.close().await.expect("closed");
 }
 
+/// It has no timestamp yet by itself: it begins no transaction before its task was handed out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_only_writes_needs_one_attempt_also_of_a_client_that_did_nothing_before() {
+    let store = TestStore::open().await.expect("a store");
+    let client = store.client();
+    let saga = Saga::define("writes", 1).step(Step::txn("write"));
+    client.define_saga(&saga.check().expect("a definition")).await.expect("defined");
+    let worker = client.saga_worker("writes").txn("write", |task, txn| async move {
+        txn.put(format!("written/{}", task.saga_id()), "")?;
+        Ok("".into())
+    });
+    let worker = super::spawn(worker);
+    for id in ["1", "2", "3"] {
+        client.start_saga(SagaStart::new("writes", id)).await.expect("started");
+        let ended = client.wait_for_saga(id).await.expect("waited");
+        let action = ended.steps[0].action.as_ref().expect("shown");
+        assert_eq!((ended.status.as_str(), action.attempts), ("completed", 1), "{ended:?}");
+    }
+    worker.stop().await;
+    store.close().await.expect("closed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_worker_is_refused_and_a_repeated_end_is_told_what_is_recorded() {
     let store = TestStore::open().await.expect("a store");

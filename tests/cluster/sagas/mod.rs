@@ -3,6 +3,8 @@
 mod basics;
 mod command;
 mod control;
+mod costs;
+mod limits;
 mod starts;
 mod takeover;
 mod timers;

@@ -82,6 +82,9 @@ async fn a_child_is_a_step_and_goes_back_with_its_parent() {
             found.into_iter().find(|saga| saga.parent == id).ok_or("none is there yet".to_owned())
         })
         .await;
+        // Its id is nobody else's to start.
+        let taken = client.start_saga(SagaStart::new("child", &kid.id)).await.expect_err("it is a step");
+        assert_eq!(taken.kind, ErrorKind::Invalid, "{taken}");
         match wanted {
             "completed" => client.signal_saga(&kid.id, "go", "gone").await.expect("sent"),
             _ => drop(client.cancel_saga(id, "").await.expect("cancelled")),

@@ -76,7 +76,7 @@ fn cancels(id: &str, one: &One<'_>, last: &Call<'_>, read: &Read, findings: &mut
     for call in one.cancels.iter().filter(|call| call.is_ok()) {
         let is_kept = match read.status.as_str() {
             "cancelled" | "compensated" => true,
-            "completed" => has("cancel_too_late"),
+            "completed" => has("too_late_to_go_back"),
             // That is another anomaly.
             status => !is_closed(status),
         };
