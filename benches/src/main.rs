@@ -50,6 +50,9 @@ struct Args {
     /// One round of two seconds each instead of three of four: less than three minutes in all.
     #[arg(long)]
     quick: bool,
+    /// Only rows whose names have this text in them, such as `saga`; nothing with a slow node.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 #[tokio::main]
@@ -62,7 +65,7 @@ async fn main() -> Result<()> {
     let kvorum = Servers::kvorum(&args.kvorum, &dir.path().join("kvorum")).await?;
     let etcd = Servers::etcd(&args.etcd, &dir.path().join("etcd")).await?;
     let measured = tokio::select! {
-        measured = run::all(&kvorum, &etcd, extent) => measured,
+        measured = run::all(&kvorum, &etcd, extent, args.only.as_deref()) => measured,
         stopped = interrupted() => Err(stopped),
     };
     // Also after an error, which is told first.

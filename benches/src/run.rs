@@ -58,18 +58,24 @@ struct Run<'a> {
     results: Results,
 }
 
-/// Measures all.
-pub async fn all(kvorum: &Servers, etcd: &Servers, extent: Extent) -> Result<Results> {
+/// Measures all, or `only` what has a name with this text in it.
+pub async fn all(kvorum: &Servers, etcd: &Servers, extent: Extent, only: Option<&str>) -> Result<Results> {
+    let mut loads = loads(extent.with_most_clients);
+    loads.retain(|(operation, _)| only.is_none_or(|only| operation.name().contains(only)));
+    let slow_rounds = if only.is_some() { 0 } else { extent.slow_rounds };
+    if loads.is_empty() {
+        return Err(format!("no row has {:?} in its name", only.unwrap_or_default()).into());
+    }
     let mut run = Run::begin(kvorum, etcd, extent).await?;
     for round in 1..=extent.rounds {
-        for (operation, clients) in loads(extent.with_most_clients) {
+        for &(operation, clients) in &loads {
             eprintln!("round {round} of {}: {}, {clients} clients", extent.rounds, operation.name());
             run.one_load(operation, clients).await?;
         }
     }
     // Behind all others: a slow node may lose what it leads, and they would be measured with fewer leaders.
-    for round in 1..=extent.slow_rounds {
-        eprintln!("round {round} of {}: one slow node, {MANY_CLIENTS} clients", extent.slow_rounds);
+    for round in 1..=slow_rounds {
+        eprintln!("round {round} of {slow_rounds}: one slow node, {MANY_CLIENTS} clients");
         if round > 1 {
             tokio::time::sleep(FORGET).await;
         }
