@@ -11,7 +11,7 @@ use kvorum_jepsen::check::Valid;
 use kvorum_jepsen::hosts::{self, Error, Means, Result};
 use kvorum_jepsen::nemesis::{self, Nemesis};
 use kvorum_jepsen::report::{Parameters, Results};
-use kvorum_jepsen::run::bugs::{ATTEMPTS, CONTROL, ORDERS, Order};
+use kvorum_jepsen::run::bugs::{ATTEMPTS, CONTROLS, NO_BUG, ORDERS, Order};
 use kvorum_jepsen::run::{self, Progress, Run};
 use kvorum_jepsen::workload::{Kind, ReadLevel};
 use tokio::signal::unix::{SignalKind, signal};
@@ -215,7 +215,7 @@ fn worst(codes: &[u8]) -> u8 {
     if codes.contains(&1) { 1 } else { codes.iter().copied().max().unwrap_or(0) }
 }
 
-/// A control, then each bug until it is found or was looked for often enough. Success is that the control is valid and
+/// Controls, then each bug until it is found or was looked for often enough. Success is that the controls are valid and
 /// all bugs are found.
 async fn bugs(arguments: &Arguments, means: &Means, names: &str, seed: u64) -> Result<u8> {
     let orders = ordered(names)?;
@@ -223,7 +223,10 @@ async fn bugs(arguments: &Arguments, means: &Means, names: &str, seed: u64) -> R
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["bug", "workload", "nemesis", "found", "after", "seed", "anomalies"]);
-    let is_sound = control(arguments, means, seed, &home, &mut table).await?;
+    let mut is_sound = true;
+    for order in CONTROLS {
+        is_sound &= control(arguments, means, order, seed, &home, &mut table).await?;
+    }
     let mut missed = 0;
     for order in orders {
         let began = Instant::now();
@@ -244,18 +247,19 @@ async fn bugs(arguments: &Arguments, means: &Means, names: &str, seed: u64) -> R
 async fn control(
     arguments: &Arguments,
     means: &Means,
+    order: Order,
     seed: u64,
     home: &Path,
     table: &mut Table,
 ) -> Result<bool> {
-    let run = buggy_run(arguments, means, CONTROL, seed, home.join("control"))?;
+    let workload = order.workload.name();
+    let run = buggy_run(arguments, means, order, seed, home.join(format!("control-{workload}")))?;
     let began = Instant::now();
     let results = one(&run).await?;
     print(&results, &run.directory, Output::Text);
     let (after, verdict) = (format!("{} s", began.elapsed().as_secs()), word(results.valid));
-    let workload = CONTROL.workload.name();
     let anomalies = names_of_anomalies(&results);
-    table.add_row([CONTROL.bug, workload, CONTROL.nemeses, verdict, &after, &seed.to_string(), &anomalies]);
+    table.add_row([order.bug, workload, order.nemeses, verdict, &after, &seed.to_string(), &anomalies]);
     Ok(results.valid == Valid::Valid)
 }
 
@@ -311,7 +315,7 @@ fn buggy_run(
     arguments.server = arguments.buggy_server.clone();
     // A bug that the user names in the environment would spoil the control.
     arguments.environment.retain(|(name, _)| name != BUG_VARIABLE);
-    if order.bug != CONTROL.bug {
+    if order.bug != NO_BUG {
         arguments.environment.push((BUG_VARIABLE.into(), order.bug.into()));
     }
     arguments.environment.extend(order.environment.map(|(name, value)| (name.to_owned(), value.to_owned())));

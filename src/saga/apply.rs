@@ -169,10 +169,10 @@ impl Turn<'_> {
         }
         // As if it had not been handed out.
         task.attempts = task.attempts.saturating_sub(1);
+        // Whatever comes of the task: the history has its hand-out, and says how that ended.
+        self.record(Some(token.task.step), RecordKind::Returned { kind: token.task.kind });
         if is_halting {
             self.give_up(token.task);
-        } else {
-            self.record(Some(token.task.step), RecordKind::Returned { kind: token.task.kind });
         }
         self.advance();
         Ok(())
