@@ -136,6 +136,11 @@ class Worker:
             try:
                 return self.nodes.call(name, end, 5)
             except grpc.RpcError as error:
+                if kind(error) == "invalid" and name == "CompleteTask":
+                    # The output is too large, or what is no output of such a step: no other attempt would do better.
+                    end = self.failed(task, error.details(), kind="output", is_final=True)
+                    name = "FailTask"
+                    continue
                 if kind(error) in ("denied", "invalid") or time.monotonic() > give_up_at:
                     # Denied: its lease had ended, and another attempt has begun or will.
                     log.info("the end of %s does not count (%s): %s", task.key, kind(error), error.details())

@@ -134,6 +134,9 @@ impl Books {
                 .orders
                 .get(id)
                 .map_or("none", |order| if order.contains("sold") { "sold" } else { "open" });
+            // What the start wrote is there still: it was written together with the start, or else there would be no city.
+            let has_city = self.orders.get(id).is_some_and(|order| order.contains("\"city\""));
+            expect("its order was written by its start:", has_city.to_string(), trip.has_order.to_string());
             let should = if is_sold {
                 "sold"
             } else if trip.has_order {
@@ -144,6 +147,14 @@ impl Books {
             expect("its order is", order.to_owned(), should.to_owned());
             if trip.view.status == "cancelled" && !trip.asked_to_cancel {
                 expect("asked to cancel:", "false".to_owned(), "true".to_owned());
+            }
+            // Whoever was told that it is cancelled did not travel, unless it was paid for at that very moment.
+            let too_late = trip.history.iter().any(|line| line.what == "too_late_to_go_back");
+            if trip.asked_to_cancel && is_sold {
+                expect("it was too late to cancel it:", too_late.to_string(), "true".to_owned());
+            }
+            if !is_sold {
+                expect("undone in the order", undone(trip).join(" "), in_order(trip).join(" "));
             }
             let listed = self.listed.get(id).map_or("not listed", String::as_str);
             expect("the list of sagas says", listed.to_owned(), trip.view.status.clone());
@@ -192,6 +203,21 @@ impl Books {
             self.mail.len()
         )
     }
+}
+
+/// The steps that were undone, in the order in which they were.
+fn undone(trip: &Ended) -> Vec<String> {
+    let undone = trip.history.iter().filter(|line| line.what == "completed" && line.kind == "compensation");
+    undone.map(|line| line.step.clone()).collect()
+}
+
+/// The same steps in the order in which they should be: the last stage first.
+fn in_order(trip: &Ended) -> Vec<String> {
+    let stage = |name: &String| trip.view.steps.iter().find(|step| step.name == *name).map(|step| step.stage);
+    let mut steps = undone(trip);
+    // Stays as it is among those of one stage.
+    steps.sort_by_key(|name| std::cmp::Reverse(stage(name)));
+    steps
 }
 
 /// Rows below a prefix, by what follows it.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use kvorum::client::{SagaStart, SagaView};
+use kvorum::client::{SagaRecord, SagaStart, SagaView};
 use kvorum::{Client, ErrorKind};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,6 +59,8 @@ pub struct Ended {
     pub attempts: u64,
     /// The saga, as it was seen last.
     pub view: SagaView,
+    /// What has happened in it, where it was to be undone.
+    pub history: Vec<SagaRecord>,
 }
 
 impl Customers {
@@ -104,16 +106,22 @@ impl Customers {
             "cancelled" => self.seen.cancelled.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
+        let history = match asked_to_cancel || view.status != "completed" {
+            true => self.history(&id).await?,
+            false => Vec::new(),
+        };
         let attempts = view.steps.iter().flat_map(|step| [&step.action, &step.compensation, &step.check]);
         let attempts = attempts.flatten().map(|task| u64::from(task.attempts)).sum();
-        Ok(Ended { id, cents, asked_to_cancel, has_order, attempts, view })
+        Ok(Ended { id, cents, asked_to_cancel, has_order, attempts, view, history })
     }
 
     /// Starts the saga; until that is known to be done. The same id with the same input is the same saga, so it may be
-    /// said again where the answer was lost.
+    /// said again where the answer was lost. Of a start in a transaction that is not so: the id is taken then, and it has to
+    /// be seen by what.
     async fn start(&self, id: &str, trip: &Trip, with_order: bool) -> Result<()> {
         let start = SagaStart::new(self.names.saga(), id).input_json(trip)?.attribute("city", &trip.city);
         let give_up_at = Instant::now() + self.patience;
+        let mut may_be_started = false;
         loop {
             let started = match with_order {
                 // The order and its saga come to be together, or not at all: no order is forgotten, no trip without one.
@@ -131,12 +139,39 @@ impl Customers {
             };
             match started {
                 Ok(()) => return Ok(()),
+                Err(error) if error.kind == ErrorKind::Invalid && may_be_started => {
+                    let there = self.client.saga(id).await?;
+                    if there.input == Some(start.input.clone()) && there.name == start.name {
+                        return Ok(());
+                    }
+                    return Err(format!("there is another saga {id}: {error}").into());
+                }
                 Err(error) if may_pass(&error) && Instant::now() < give_up_at => {
+                    may_be_started |= with_order && error.kind == ErrorKind::Undetermined;
                     sleep(Duration::from_millis(100)).await;
                 }
                 Err(error) => return Err(format!("saga {id} can't be started: {error}").into()),
             }
         }
+    }
+
+    /// All that has happened in a saga.
+    async fn history(&self, id: &str) -> Result<Vec<SagaRecord>> {
+        let give_up_at = Instant::now() + self.patience;
+        let (mut all, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            match self.client.saga_history(id, from).await {
+                Ok((lines, after)) => {
+                    all.extend(lines);
+                    next = after;
+                }
+                Err(error) if may_pass(&error) && Instant::now() < give_up_at => {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(format!("the history of {id} can't be read: {error}").into()),
+            }
+        }
+        Ok(all)
     }
 
     /// Asks to cancel. That is refused once it is paid, or over: then the customer travels. Answers whether it was not.

@@ -118,6 +118,7 @@ impl Turn<'_> {
             Event::ChildClosed { token, outcome, output, .. } => self.child_closed(token, outcome, output),
             Event::Delivered { letter } => self.delivered(letter),
             Event::TakenOver => self.taken_over(),
+            Event::Begun => self.begun(),
             Event::Once { request, .. } if self.state.seen_requests.contains(&request) => {
                 Err(Refusal::Already)
             }
@@ -243,6 +244,13 @@ impl Turn<'_> {
 
     fn fail(&mut self, token: Token, failure: Failure) -> Result<(), Refusal> {
         self.call(token.task)?;
+        let ended = self.state.task(token.task).filter(|task| task.fence == token.fence);
+        let has_failed =
+            |task: &Task| matches!(task.status, TaskStatus::Backoff | TaskStatus::Ready | TaskStatus::Failed);
+        if ended.is_some_and(|task| has_failed(task) && task.failure.as_ref() == Some(&failure)) {
+            // It was told before.
+            return Err(Refusal::Already);
+        }
         self.check_runs(token)?;
         self.end_attempt(token.task, failure);
         self.advance();
@@ -462,6 +470,23 @@ impl Turn<'_> {
             let task = self.task_mut(at)?;
             task.due_ms = task.due_ms.max(task.lease_end_ms(&call.timeouts, now_ms));
         }
+        Ok(())
+    }
+
+    /// Puts off all that is due by as long as it took until its start was known.
+    fn begun(&mut self) -> Result<(), Refusal> {
+        let waited_ms = self.now_ms.saturating_sub(self.state.created_ms);
+        let put_off = |at_ms: &mut u64| *at_ms = at_ms.saturating_add(waited_ms);
+        self.state.deadline_ms.iter_mut().for_each(put_off);
+        for step in &mut self.state.steps {
+            let task = &mut step.action;
+            if task.status != TaskStatus::Idle {
+                [&mut task.scheduled_ms, &mut task.started_ms, &mut task.due_ms]
+                    .into_iter()
+                    .for_each(put_off);
+            }
+        }
+        self.change.must_store = true;
         Ok(())
     }
 

@@ -171,6 +171,8 @@ pub enum Event {
     },
     /// Somebody else looks after the saga now.
     TakenOver,
+    /// A transaction has started it, a while ago perhaps: it is known now that it is committed, and time counts from now on.
+    Begun,
     /// Something that happens once, however often its request arrives.
     Once {
         /// Names the request.

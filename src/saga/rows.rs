@@ -18,7 +18,7 @@ use super::{Change, Definition, Record, State, Status, TaskKind, TaskRef, TaskSt
 use crate::codec;
 use crate::codec::keyspace::{
     SAGA_BY_ATTRIBUTE, SAGA_BY_EXPIRY, SAGA_BY_STATUS, SAGA_CLOSED, SAGA_HISTORY, SAGA_LEASE, SAGA_NEWS,
-    SAGA_OPEN, SAGA_PAYLOAD, saga_partition, saga_row, saga_rows,
+    SAGA_OPEN, SAGA_PAYLOAD, SAGA_SCHEDULE, saga_partition, saga_row, saga_rows,
 };
 use crate::types::{Error, Result, TxnWrite, limits};
 
@@ -106,10 +106,11 @@ pub fn done_key(id: &str, task: TaskRef) -> Bytes {
     saga_row(id, SAGA_NEWS, &task_rest(task))
 }
 
-/// Whether a key is that of a row which the engine of sagas has to learn of, whoever writes it: where a saga is, and what
-/// transactions of users have done.
+/// Whether a key is that of a row which the engine of sagas has to learn of, whoever writes it: where a saga is, what
+/// transactions of users have done, and schedules.
 pub fn is_heard(key: &[u8]) -> bool {
-    key.first() == Some(&codec::keyspace::SAGA) && matches!(key.get(2), Some(&SAGA_NEWS | &SAGA_OPEN))
+    key.first() == Some(&codec::keyspace::SAGA)
+        && matches!(key.get(2), Some(&SAGA_NEWS | &SAGA_OPEN | &SAGA_SCHEDULE))
 }
 
 /// Whether a key is that of the row which says where a saga is that has not ended.
@@ -117,7 +118,12 @@ pub fn is_open_key(key: &[u8]) -> bool {
     key.get(2) == Some(&SAGA_OPEN)
 }
 
-/// The id of the saga that a row of the kinds open, closed and news is about.
+/// Whether a key is that of a schedule.
+pub fn is_schedule_key(key: &[u8]) -> bool {
+    key.get(2) == Some(&SAGA_SCHEDULE)
+}
+
+/// The id of the saga that a row of the kinds open, closed and news is about, and the name of a schedule.
 ///
 /// # Errors
 ///

@@ -209,7 +209,8 @@ impl Schedule {
         /// How often is looked whether the run has ended that another one waits for.
         const LOOK_EVERY_MS: u64 = 1_000;
         if self.starting.is_some() {
-            return Some(now_ms);
+            // Whoever has stored that starts it; if that comes to nothing it is looked at again.
+            return Some(now_ms.saturating_add(LOOK_EVERY_MS));
         }
         if self.plan.is_paused {
             return None;

@@ -243,8 +243,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Done, Failure> {
         }
         Command::Terminate(why) => {
             let changed = client.terminate_saga(&why.id, &why.reason).await?;
-            let ended = client.saga_history(&why.id, 0).await?.0.pop().map(|line| line.detail);
-            told(context, &why.id, changed, &format!("{} is {}", why.id, ended.unwrap_or_default()))
+            let (mut last, mut next) = (None, Some(0));
+            while let Some(from) = next {
+                let (lines, after) = client.saga_history(&why.id, from).await?;
+                last = lines.into_iter().last().or(last);
+                next = after;
+            }
+            let ended = last.map(|line| line.detail).unwrap_or_default();
+            told(context, &why.id, changed, &format!("{} is {ended}", why.id))
         }
         Command::Pause(why) => {
             let changed = client.pause_saga(&why.id, &why.reason).await?;

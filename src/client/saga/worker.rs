@@ -23,12 +23,10 @@ use crate::rpc::v1::saga_reply::What as Answer;
 use crate::rpc::v1::saga_request::What as Ask;
 use crate::rpc::v1::saga_task_end::What as End;
 use crate::saga::{Failure, Token};
-use crate::types::{ErrorKind, Result, limits};
+use crate::types::{Error, ErrorKind, Result, limits};
 
 /// How long one poll waits at one shard.
 const POLL: Duration = Duration::from_secs(10);
-/// How long it waits where there are more shards than places.
-const SHORT_POLL: Duration = Duration::from_millis(500);
 /// The pause after a poll that failed.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the end of a task is told again and again, at least.
@@ -195,7 +193,8 @@ struct Running {
 }
 
 impl Running {
-    /// Polls every shard with sagas, each by a loop of its own.
+    /// Polls every shard with sagas, each by a loop of its own; or all of them by one loop, where each could not have two
+    /// slots: a slot that waits at one shard is none for what is at another one.
     async fn poll_all(self: Arc<Self>, stop: &CancellationToken) -> Result<()> {
         let mut loops: HashMap<Bytes, AbortOnDropHandle<()>> = HashMap::new();
         let ending = CancellationToken::new();
@@ -206,12 +205,20 @@ impl Running {
             };
             match places {
                 Ok(places) => {
-                    let count = places.len();
+                    let each = self.worker.concurrency / places.len().max(1);
+                    // The empty place is all of them.
+                    let places = if each >= 2 { places } else { vec![Bytes::new()] };
                     loops.retain(|place, handle| places.contains(place) && !handle.is_finished());
                     for place in places {
+                        let (this, ending) = (self.clone(), ending.clone());
                         let polls = || {
-                            let polls = self.clone().poll(place.clone(), count, ending.clone());
-                            AbortOnDropHandle::new(tokio::spawn(polls))
+                            let place = place.clone();
+                            AbortOnDropHandle::new(tokio::spawn(async move {
+                                match place.is_empty() {
+                                    true => this.poll_everywhere(ending).await,
+                                    false => this.poll(place, each, ending).await,
+                                }
+                            }))
                         };
                         loops.entry(place.clone()).or_insert_with(polls);
                     }
@@ -230,52 +237,58 @@ impl Running {
         Ok(())
     }
 
-    async fn poll(self: Arc<Self>, place: Bytes, shards: usize, ending: CancellationToken) {
-        let concurrency = self.worker.concurrency;
-        let (wait, most) = match concurrency >= 2 * shards {
-            true => (POLL, concurrency.div_ceil(shards)),
-            false => (SHORT_POLL, 1),
+    /// Waits until a slot is free, and takes up to so many of those that are. `None` at the end.
+    async fn free_slots(&self, most: usize, ending: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        let mut slot = tokio::select! {
+            () = ending.cancelled() => return None,
+            slot = self.slots.clone().acquire_owned() => slot.ok()?,
         };
-        while !ending.is_cancelled() {
-            let slots = self.slots.clone().acquire_many_owned(1);
-            let mut slot = tokio::select! {
-                () = ending.cancelled() => return,
-                slot = slots => match slot {
-                    Ok(slot) => slot,
-                    Err(_) => return,
-                },
-            };
-            while slot.num_permits() < most.min(limits::MAX_SAGA_TASKS) {
-                match self.slots.clone().try_acquire_owned() {
-                    Ok(one) => slot.merge(one),
-                    Err(_) => break,
-                }
+        while slot.num_permits() < most.min(limits::MAX_SAGA_TASKS) {
+            match self.slots.clone().try_acquire_owned() {
+                Ok(one) => slot.merge(one),
+                Err(_) => break,
             }
-            match self.take(&place, slot.num_permits(), wait, &ending).await {
+        }
+        Some(slot)
+    }
+
+    async fn poll(self: Arc<Self>, place: Bytes, each: usize, ending: CancellationToken) {
+        while let Some(slot) = self.free_slots(each + 1, &ending).await {
+            match self.take(&place, slot.num_permits(), &ending).await {
                 Ok(tasks) => self.begin(tasks, slot),
-                Err(error) => {
-                    tracing::debug!(queue = self.worker.queue, %error, "tasks can't be taken now; trying on");
-                    sleep(PAUSE).await;
-                }
+                Err(error) => self.pause(&error).await,
             }
         }
     }
 
-    async fn take(
-        &self,
-        place: &Bytes,
-        max: usize,
-        wait: Duration,
-        ending: &CancellationToken,
-    ) -> Result<Vec<SagaTask>> {
-        let take = v1::SagaTake {
-            queue: self.worker.queue.clone(),
-            worker: self.worker.name.clone(),
-            max: max as u32,
-            wait_ms: wait.as_millis() as u64,
-            ..v1::SagaTake::default()
-        };
-        let client = self.worker.client.with_deadline(wait + Duration::from_secs(5));
+    async fn poll_everywhere(self: Arc<Self>, ending: CancellationToken) {
+        let SagaWorker { client, queue, name, concurrency, .. } = &self.worker;
+        let client = client.with_deadline(POLL + Duration::from_secs(5));
+        while let Some(slot) = self.free_slots(*concurrency, &ending).await {
+            // Never dropped: it may be given a task.
+            match client.take_saga_tasks_now(queue, name, slot.num_permits()).await {
+                Ok(tasks) if tasks.is_empty() => {
+                    tokio::select! {
+                        () = ending.cancelled() => {}
+                        looked = client.look_for_saga_tasks(queue, name, POLL) => if let Err(error) = looked {
+                            self.pause(&error).await;
+                        },
+                    }
+                }
+                Ok(tasks) => self.begin(tasks, slot),
+                Err(error) => self.pause(&error).await,
+            }
+        }
+    }
+
+    async fn pause(&self, error: &Error) {
+        tracing::debug!(queue = self.worker.queue, %error, "tasks can't be taken now; trying on");
+        sleep(PAUSE).await;
+    }
+
+    async fn take(&self, place: &Bytes, max: usize, ending: &CancellationToken) -> Result<Vec<SagaTask>> {
+        let take = take_of(&self.worker.queue, &self.worker.name, max, POLL);
+        let client = self.worker.client.with_deadline(POLL + Duration::from_secs(5));
         let mut took = std::pin::pin!(client.about_sagas_at(place, Ask::Take(take.clone())));
         let took = tokio::select! {
             () = ending.cancelled() => {
@@ -429,6 +442,16 @@ impl Running {
     }
 }
 
+fn take_of(queue: &str, worker: &str, max: usize, wait: Duration) -> v1::SagaTake {
+    v1::SagaTake {
+        queue: queue.to_owned(),
+        worker: worker.to_owned(),
+        max: max.clamp(1, limits::MAX_SAGA_TASKS) as u32,
+        wait_ms: wait.as_millis() as u64,
+        ..v1::SagaTake::default()
+    }
+}
+
 impl Client {
     /// Takes at most `max` tasks from a queue, for a worker that is not a [`SagaWorker`]; waits for the first one until the
     /// client's deadline. What comes by then may be nothing.
@@ -439,36 +462,50 @@ impl Client {
     pub async fn poll_saga_tasks(&self, queue: &str, worker: &str, max: usize) -> Result<Vec<SagaTask>> {
         crate::saga::check_name("the queue", queue)?;
         let until = self.deadline.until()?;
-        let take = |wait: Duration, look_only| v1::SagaTake {
-            queue: queue.to_owned(),
-            worker: worker.to_owned(),
-            max: max.clamp(1, limits::MAX_SAGA_TASKS) as u32,
-            wait_ms: wait.as_millis() as u64,
-            look_only,
-            leave: false,
-        };
-        let mut failed = None;
+        let asking = self.with_deadline_at(until.into_std());
         loop {
-            let mut places = self.saga_places().await?;
-            let turn = rand::random::<u32>() as usize % places.len().max(1);
-            places.rotate_left(turn);
-            for place in &places {
-                match self.about_sagas_at(place, Ask::Take(take(Duration::ZERO, false))).await {
-                    Ok(Answer::Tasks(tasks)) if !tasks.tasks.is_empty() => return Ok(tasks.tasks),
-                    Ok(_) => failed = None,
-                    Err(error) => failed = Some(error),
-                }
+            let taken = asking.take_saga_tasks_now(queue, worker, max).await;
+            if taken.as_ref().is_ok_and(|tasks| !tasks.is_empty()) {
+                return taken;
             }
             let left = until.saturating_duration_since(Instant::now());
             let wait = left.saturating_sub(left / 10).min(POLL);
             if wait < Duration::from_millis(10) {
-                return failed.map_or(Ok(Vec::new()), Err);
+                return taken;
             }
-            // Taken from one place only: what more than one had to give would be too much.
-            let looks =
-                places.iter().map(|place| self.about_sagas_at(place, Ask::Take(take(wait, true))).boxed());
-            let (_, _, _) = futures::future::select_all(looks).await;
+            if asking.look_for_saga_tasks(queue, worker, wait).await.is_err() {
+                sleep(PAUSE.min(wait)).await;
+            }
         }
+    }
+
+    /// Takes tasks that are there now from the first shard that has some: what more than one had to give would be too much.
+    async fn take_saga_tasks_now(&self, queue: &str, worker: &str, max: usize) -> Result<Vec<SagaTask>> {
+        let mut places = self.saga_places().await?;
+        let turn = rand::random::<u32>() as usize % places.len().max(1);
+        places.rotate_left(turn);
+        let take = take_of(queue, worker, max, Duration::ZERO);
+        let mut failed = None;
+        for place in &places {
+            match self.about_sagas_at(place, Ask::Take(take.clone())).await {
+                Ok(Answer::Tasks(tasks)) if !tasks.tasks.is_empty() => return Ok(tasks.tasks),
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(Vec::new()), Err)
+    }
+
+    /// Waits until some shard may have tasks of a queue.
+    async fn look_for_saga_tasks(&self, queue: &str, worker: &str, wait: Duration) -> Result<()> {
+        let places = self.saga_places().await?;
+        if places.is_empty() {
+            return Err(Error::unavailable("the cluster has no shard with sagas"));
+        }
+        let look = v1::SagaTake { look_only: true, ..take_of(queue, worker, 1, wait) };
+        let looks = places.iter().map(|place| self.about_sagas_at(place, Ask::Take(look.clone())).boxed());
+        let (looked, _, _) = futures::future::select_all(looks).await;
+        looked.map(drop)
     }
 
     /// Tells how a task ended, or that it goes on.

@@ -29,7 +29,7 @@ use crate::codec::keyspace;
 use crate::node::replica::Replica;
 use crate::node::rows::Rows;
 use crate::rpc::v1;
-use crate::saga::{Definition, Event, State, id_of, is_open_key};
+use crate::saga::{Definition, Event, State, id_of, is_open_key, is_schedule_key};
 use crate::types::{Error, ErrorKind, KeyRange, ReadAt, Result, limits};
 
 /// How long one transition, and the reading before it, may take.
@@ -62,6 +62,8 @@ pub struct Engine {
     ends: Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>,
     /// Sagas whose letters are being delivered.
     pub(super) delivering: Mutex<HashSet<String>>,
+    /// Schedules that are being looked at.
+    pub(super) scheduling: Mutex<HashSet<String>>,
     at_once: Arc<Semaphore>,
     /// What this engine writes itself, and has not heard of yet.
     pub(super) own_writes: OwnWrites,
@@ -91,6 +93,7 @@ impl Engine {
             sagas: Mutex::default(),
             ends: Mutex::default(),
             delivering: Mutex::default(),
+            scheduling: Mutex::default(),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
             own_writes: OwnWrites::default(),
             first_expiry_ms: AtomicU64::new(0),
@@ -193,6 +196,7 @@ impl Engine {
         while let Some(key) = news.recv().await {
             match id_of(&key) {
                 Ok(id) if is_open_key(&key) && self.own_writes.heard(&id) => {}
+                Ok(name) if is_schedule_key(&key) => self.look_at_schedule_soon(&name),
                 Ok(id) => {
                     self.soon(|engine| async move { engine.take_in_or_look(&id, &key).await }).await;
                 }
@@ -352,8 +356,7 @@ impl Engine {
             )));
         }
         if take.look_only {
-            let Some(look) = self.queues.look(&take.queue) else { return Err(too_many_wait(&take.queue)) };
-            let there = tokio::time::timeout_at(until, look).await;
+            let there = tokio::time::timeout_at(until, self.queues.look(&take.queue)).await;
             return Ok(v1::SagaTasks { tasks: Vec::new(), is_there: matches!(there, Ok(Ok(()))) });
         }
         if take.leave {
@@ -362,7 +365,7 @@ impl Engine {
         }
         let max = (take.max as usize).clamp(1, limits::MAX_SAGA_TASKS);
         loop {
-            match self.queues.poll(&take.queue, &take.worker, max) {
+            match self.queues.poll(&take.queue, &take.worker, max, take.wait_ms > 0) {
                 Poll::Ready(waiting) => {
                     let wanted = waiting.len();
                     let tasks = self.hand_out_all(waiting, take.worker.clone(), deadline).await;
@@ -382,7 +385,13 @@ impl Engine {
                     };
                     return Ok(v1::SagaTasks { tasks: task.into_iter().collect(), is_there: false });
                 }
-                Poll::Full => return Err(too_many_wait(&take.queue)),
+                Poll::Nothing => return Ok(v1::SagaTasks::default()),
+                Poll::Full => {
+                    return Err(Error::overloaded(format!(
+                        "too many workers wait on queue {} already: let each take more tasks at once",
+                        take.queue
+                    )));
+                }
             }
             if Instant::now() >= until {
                 return Ok(v1::SagaTasks::default());
@@ -527,10 +536,4 @@ impl Engine {
     pub(super) fn shared(&self) -> Option<Arc<Self>> {
         self.this.upgrade()
     }
-}
-
-fn too_many_wait(queue: &str) -> Error {
-    Error::overloaded(format!(
-        "too many workers wait on queue {queue} already: let each take more tasks at once"
-    ))
 }

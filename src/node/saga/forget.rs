@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::engine::{Engine, WITHIN};
 use crate::codec::keyspace;
 use crate::saga::{State, by_expiry_prefix, closed_key, expiry_of, keys_of_closed};
-use crate::types::{Direction, KeyRange, ReadAt, Result, TxnWrite};
+use crate::types::{Direction, ErrorKind, KeyRange, ReadAt, Result, TxnWrite};
 
 /// Sagas that are looked at together.
 const TOGETHER: usize = 100;
@@ -43,7 +43,9 @@ async fn forget_all(engine: &Engine) -> Result<()> {
 async fn forget_due(engine: &Engine, shard: &KeyRange, now_ms: u64) -> Result<u64> {
     let mut first_ms = u64::MAX;
     for partition in 0..=u8::MAX {
-        let Some(range) = shard.intersect(&KeyRange::prefix(by_expiry_prefix(partition))) else { continue };
+        let Some(mut range) = shard.intersect(&KeyRange::prefix(by_expiry_prefix(partition))) else {
+            continue;
+        };
         loop {
             let deadline = Instant::now() + WITHIN;
             let page = engine
@@ -57,10 +59,17 @@ async fn forget_due(engine: &Engine, shard: &KeyRange, now_ms: u64) -> Result<u6
             });
             let due: Vec<String> = due.collect();
             for id in &due {
-                forget(engine, id).await?;
+                match forget(engine, id).await {
+                    // The others are forgotten all the same.
+                    Err(error) if error.kind == ErrorKind::Corrupt => {
+                        tracing::error!(id, %error, "a saga that has ended can't be forgotten");
+                    }
+                    forgotten => forgotten?,
+                }
             }
-            if due.len() < TOGETHER {
-                break;
+            match page.next {
+                Some(next) if due.len() == TOGETHER => range.start = next,
+                _ => break,
             }
         }
     }

@@ -73,6 +73,8 @@ pub enum Poll {
     Ready(Vec<Waiting>),
     /// Nothing now; this resolves when something came.
     Wait(oneshot::Receiver<SagaTask>),
+    /// Nothing now, and nobody waits.
+    Nothing,
     /// Too many wait already.
     Full,
 }
@@ -114,15 +116,33 @@ impl Limit {
 }
 
 impl Queue {
-    /// Whether one more may be handed out now; it is counted then.
-    fn admit(&mut self, now: Instant) -> bool {
+    /// Whether one more may be handed out now, as far as its limit goes.
+    fn may_admit(&mut self, now: Instant) -> bool {
         let Some(limit) = &mut self.limit else { return true };
         limit.refill(now);
-        if limit.tokens < 1.0 {
-            return false;
+        limit.tokens >= 1.0
+    }
+
+    /// The same; it is counted then.
+    fn admit(&mut self, now: Instant) -> bool {
+        let may = self.may_admit(now);
+        if let (true, Some(limit)) = (may, &mut self.limit) {
+            limit.tokens -= 1.0;
         }
-        limit.tokens -= 1.0;
-        true
+        may
+    }
+
+    /// In how long its limit may let one more through.
+    fn pause(&self) -> Duration {
+        let rate_per_s = self.limit.as_ref().map_or(1.0, |limit| limit.rate_per_s);
+        Duration::from_secs_f64((1.0 / rate_per_s).clamp(0.001, 60.0))
+    }
+
+    fn wake_lookers(&mut self) {
+        for looker in self.lookers.drain(..) {
+            // Whoever looked may have gone.
+            let _ = looker.send(());
+        }
     }
 
     /// Some that were counted were not handed out after all.
@@ -171,11 +191,10 @@ impl Inner {
         places.push(Place { task, queue: name.clone(), order });
         let queue = self.queues.entry(name).or_default();
         queue.ready.insert(order, (Waiting { id: id.to_owned(), task }, size_bytes));
-        for looker in queue.lookers.drain(..) {
-            // Whoever looked may have gone.
-            let _ = looker.send(());
+        if queue.may_admit(Instant::now()) {
+            queue.wake_lookers();
         }
-        !queue.pollers.is_empty()
+        !(queue.pollers.is_empty() && queue.lookers.is_empty())
     }
 
     /// A task that was taken waits no longer.
@@ -221,8 +240,8 @@ impl Queues {
         }
     }
 
-    /// A worker wants at most `max` tasks; where there are none now it waits.
-    pub fn poll(&self, name: &str, worker: &str, max: usize) -> Poll {
+    /// A worker wants at most `max` tasks; where there are none now it waits, if it `waits` at all.
+    pub fn poll(&self, name: &str, worker: &str, max: usize, waits: bool) -> Poll {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         if inner.queues.len() > MANY_QUEUES {
@@ -243,6 +262,9 @@ impl Queues {
         if !taken.is_empty() {
             return Poll::Ready(taken);
         }
+        if !waits {
+            return Poll::Nothing;
+        }
         queue.pollers.retain(|poller| !poller.send.is_closed());
         if queue.pollers.len() >= MAX_WAITING {
             return Poll::Full;
@@ -259,25 +281,30 @@ impl Queues {
         Poll::Wait(receive)
     }
 
-    /// Resolves when there is something in a queue; at once where there is. `None` where too many look already.
-    pub fn look(&self, queue: &str) -> Option<oneshot::Receiver<()>> {
+    /// Resolves when something may be taken from a queue; at once where it may. Where too many look, the one that has for
+    /// longest does so no more: who has gone is not always known.
+    pub fn look(&self, queue: &str) -> oneshot::Receiver<()> {
         let (send, receive) = oneshot::channel();
         let mut inner = self.inner.lock();
         if inner.is_over {
-            return Some(receive);
+            return receive;
         }
         let queue = inner.queues.entry(queue.to_owned()).or_default();
-        if !queue.ready.is_empty() {
+        if !queue.ready.is_empty() && queue.may_admit(Instant::now()) {
             // The receiver is still here.
             let _ = send.send(());
-            return Some(receive);
+            return receive;
         }
         queue.lookers.retain(|looker| !looker.is_closed());
         if queue.lookers.len() >= MAX_WAITING {
-            return None;
+            queue.lookers.pop_front();
         }
         queue.lookers.push_back(send);
-        Some(receive)
+        if !queue.ready.is_empty() {
+            // A limit holds them back for a while.
+            self.matches.notify_one();
+        }
+        receive
     }
 
     /// A worker that waits for a task of this queue, where nothing came before it: it gets the task of the transition that
@@ -328,15 +355,21 @@ impl Queues {
                 let Some(poller) = pop_open(&mut queue.pollers) else { break };
                 if !queue.admit(now) {
                     queue.pollers.push_front(poller);
-                    let rate_per_s = queue.limit.as_ref().map_or(1.0, |limit| limit.rate_per_s);
-                    let pause = Duration::from_secs_f64((1.0 / rate_per_s).clamp(0.001, 60.0));
-                    again = Some(again.map_or(pause, |least: Duration| least.min(pause)));
                     break;
                 }
                 if let Some((_, (task, _))) = queue.ready.pop_first() {
                     Inner::taken(&mut inner.waiting, &task);
                     pairs.push((task, poller));
                 }
+            }
+            if queue.ready.is_empty() || (queue.pollers.is_empty() && queue.lookers.is_empty()) {
+                continue;
+            }
+            if queue.may_admit(now) {
+                queue.wake_lookers();
+            } else {
+                let pause = queue.pause();
+                again = Some(again.map_or(pause, |least: Duration| least.min(pause)));
             }
         }
         (pairs, again)
@@ -410,7 +443,7 @@ mod tests {
     fn taken(poll: Poll) -> Vec<String> {
         match poll {
             Poll::Ready(tasks) => tasks.into_iter().map(|task| task.id).collect(),
-            Poll::Wait(_) | Poll::Full => Vec::new(),
+            Poll::Wait(_) | Poll::Nothing | Poll::Full => Vec::new(),
         }
     }
 
@@ -420,19 +453,20 @@ mod tests {
         for (id, priority) in [("a", 0), ("b", 5), ("c", 0), ("d", 5), ("a", 9)] {
             queues.push(id, ready(priority, 1));
         }
-        assert_eq!(taken(queues.poll("q", "w", 3)), ["b", "d", "a"]);
-        assert_eq!(taken(queues.poll("other", "w", 3)), [""; 0]);
+        assert_eq!(taken(queues.poll("q", "w", 3, true)), ["b", "d", "a"]);
+        assert_eq!(taken(queues.poll("other", "w", 3, true)), [""; 0]);
         assert_eq!(queues.ready(), 1);
     }
 
     #[tokio::test]
     async fn who_waits_is_served_in_order_and_who_left_is_passed_over() {
         let queues = Queues::default();
-        let (Poll::Wait(first), Poll::Wait(second)) = (queues.poll("q", "1", 1), queues.poll("q", "2", 1))
+        let (Poll::Wait(first), Poll::Wait(second)) =
+            (queues.poll("q", "1", 1, true), queues.poll("q", "2", 1, true))
         else {
             panic!("nothing is there")
         };
-        let looks = queues.look("q").expect("few look");
+        let looks = queues.look("q");
         drop(first);
         queues.push("a", ready(0, 1));
         looks.await.expect("something came");
@@ -451,9 +485,9 @@ mod tests {
         {
             queues.push(id, ready(0, size_bytes));
         }
-        assert_eq!(taken(queues.poll("q", "w", 9)), ["a"]);
-        assert_eq!(taken(queues.poll("q", "w", 9)), ["b", "c"]);
-        assert_eq!(taken(queues.poll("q", "w", 9)), ["d"]);
+        assert_eq!(taken(queues.poll("q", "w", 9, true)), ["a"]);
+        assert_eq!(taken(queues.poll("q", "w", 9, true)), ["b", "c"]);
+        assert_eq!(taken(queues.poll("q", "w", 9, true)), ["d"]);
     }
 
     #[tokio::test]
@@ -464,13 +498,13 @@ mod tests {
         queues.set_ready("a", Vec::new());
         queues.set_ready("a", Vec::new());
         assert_eq!(queues.ready(), 1);
-        assert_eq!(taken(queues.poll("q", "w", 9)), ["b"]);
+        assert_eq!(taken(queues.poll("q", "w", 9, true)), ["b"]);
         assert_eq!(queues.ready(), 0);
-        let Poll::Wait(waits) = queues.poll("q", "w", 1) else { panic!("nothing is there") };
+        let Poll::Wait(waits) = queues.poll("q", "w", 1, true) else { panic!("nothing is there") };
         queues.end_waits();
-        let Poll::Wait(comes_late) = queues.poll("q", "w", 1) else { panic!("nothing is there") };
+        let Poll::Wait(comes_late) = queues.poll("q", "w", 1, true) else { panic!("nothing is there") };
         assert!(waits.await.is_err() && comes_late.await.is_err());
-        assert!(queues.look("q").expect("few look").await.is_err());
+        assert!(queues.look("q").await.is_err());
     }
 
     #[tokio::test]
@@ -479,15 +513,45 @@ mod tests {
         queues.set_limit("q", Some(0.001));
         queues.push("a", ready(0, 1));
         queues.push("b", ready(0, 1));
-        assert_eq!(taken(queues.poll("q", "w", 2)), ["a"]);
+        assert_eq!(taken(queues.poll("q", "w", 2, true)), ["a"]);
         // It was not handed out after all: that one is not counted.
         queues.refund("q", 1);
         queues.set_ready("a", vec![ready(9, 1)]);
-        assert_eq!(taken(queues.poll("q", "w", 2)), ["a"]);
-        let Poll::Wait(_kept) = queues.poll("q", "w", 2) else { panic!("it is held back") };
+        assert_eq!(taken(queues.poll("q", "w", 2, true)), ["a"]);
+        let Poll::Wait(_kept) = queues.poll("q", "w", 2, true) else { panic!("it is held back") };
         let (pairs, again) = queues.matched();
         assert!(pairs.is_empty() && again.is_some());
+        // Who only looks, or does not wait, is held back too.
+        let mut looks = queues.look("q");
+        assert!(looks.try_recv().is_err());
+        assert!(matches!(queues.poll("q", "w", 2, false), Poll::Nothing));
         queues.set_limit("q", None);
         assert_eq!(queues.matched().0.len(), 1);
+        assert!(looks.try_recv().is_err(), "it was taken by who waits");
+    }
+
+    #[test]
+    fn who_looks_is_told_once_a_limit_lets_something_through() {
+        let queues = Queues::default();
+        queues.set_limit("q", Some(0.001));
+        queues.push("a", ready(0, 1));
+        queues.push("b", ready(0, 1));
+        assert_eq!(taken(queues.poll("q", "w", 1, false)), ["a"]);
+        let mut looks = queues.look("q");
+        let (_, again) = queues.matched();
+        assert!(looks.try_recv().is_err() && again.is_some());
+        queues.set_limit("q", None);
+        assert!(queues.matched().0.is_empty());
+        looks.try_recv().expect("one may be taken");
+        assert_eq!(taken(queues.poll("q", "w", 1, false)), ["b"]);
+    }
+
+    #[test]
+    fn who_has_looked_for_longest_makes_room() {
+        let queues = Queues::default();
+        let mut looks: Vec<_> = (0..=MAX_WAITING).map(|_| queues.look("q")).collect();
+        queues.push("a", ready(0, 1));
+        let told = looks.iter_mut().filter_map(|looks| looks.try_recv().ok()).count();
+        assert_eq!(told, MAX_WAITING);
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::clock::Clock;
 use super::definitions::Definitions;
 use super::schedules;
+use super::starts::check_attribute;
 use super::transition::no_saga;
 use super::wire::{Payloads, open_steps, record_to_proto, summary_to_proto, view_to_proto};
 use crate::client::Client;
@@ -293,6 +294,7 @@ impl Filter {
         if !asked.name.is_empty() {
             check_name("the saga", &asked.name)?;
         }
+        asked.attributes.iter().try_for_each(|(name, value)| check_attribute(name, value))?;
         Ok(Self { statuses, asked })
     }
 

@@ -139,6 +139,7 @@ impl Engine {
             Ok(Some(schedule))
         };
         let (existed, schedule) = self.change_schedule(name, trigger, deadline).await?;
+        self.look_at_schedule_soon(name);
         let schedules = schedule.iter().map(|schedule| to_proto(name, schedule)).collect();
         Ok(v1::SagaSchedules { schedules, existed, ..v1::SagaSchedules::default() })
     }
@@ -160,6 +161,17 @@ impl Engine {
     ///
     /// Those of a read and of a commit; `Unavailable` where the run could not be started now.
     pub(super) async fn look_at_schedule(&self, name: &str, deadline: Instant) -> Result<()> {
+        if !self.scheduling.lock().insert(name.to_owned()) {
+            // Somebody does already, and may have looked at what was so before.
+            self.look_again(&format!("{MARK}{name}"));
+            return Ok(());
+        }
+        let looked = self.do_what_is_due(name, deadline).await;
+        self.scheduling.lock().remove(name);
+        looked
+    }
+
+    async fn do_what_is_due(&self, name: &str, deadline: Instant) -> Result<()> {
         let (_, found) = self.rows.read(&[key_of(name)], ReadAt::Latest, deadline).await?;
         let found = found.into_iter().flatten().next().map(|record| decode(&record.value)).transpose()?;
         let Some(schedule) = found else { return Ok(()) };
@@ -170,6 +182,8 @@ impl Engine {
         let last_is_open = self.is_open(schedule.last_id.as_deref()).await?;
         let due = |old: Option<Schedule>, now_ms| match old {
             None => Ok(None),
+            // It is the end of another one that was looked for.
+            Some(old) if old.last_id != schedule.last_id => Ok(Some(old)),
             Some(mut schedule) => {
                 schedule.due(name, now_ms, last_is_open)?;
                 Ok(Some(schedule))

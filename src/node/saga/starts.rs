@@ -51,13 +51,17 @@ impl Engine {
         deadline: Instant,
     ) -> Result<v1::SagaStarted> {
         let id = asked.id.as_str();
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             let as_of = self.rows.recent(RECENT).await?;
             let keys = [open_key(id), closed_key(id)];
             let (_, found) = self.rows.read(&keys, ReadAt::Snapshot(as_of), deadline).await?;
             if let Some(record) = found.into_iter().flatten().next() {
                 let there = State::decode(&record.value)?;
                 check_same(asked, parent.as_ref(), &there)?;
+                if attempt > 0 {
+                    // What was heard of it may have been taken for this start, which has come to nothing.
+                    self.timers.set_at_most(id, 0);
+                }
                 return Ok(v1::SagaStarted { version: there.version, already: true });
             }
             let now_ms = self.clock.now_ms();
@@ -136,16 +140,22 @@ pub(super) fn check_start(start: &v1::SagaStart) -> Result<()> {
             limits::MAX_SAGA_ATTRIBUTES
         )));
     }
-    for (name, value) in &start.attributes {
-        crate::saga::check_name("an attribute", name)?;
-        if value.len() > limits::MAX_SAGA_ATTRIBUTE_BYTES || value.chars().any(char::is_control) {
-            return Err(Error::invalid(format!(
-                "attribute {name} of saga {} has a value of {} bytes: it has at most {}, without control characters",
-                start.id,
-                value.len(),
-                limits::MAX_SAGA_ATTRIBUTE_BYTES
-            )));
-        }
+    start.attributes.iter().try_for_each(|(name, value)| check_attribute(name, value))
+}
+
+/// Refuses an attribute that no saga can have.
+///
+/// # Errors
+///
+/// `Invalid` then.
+pub(super) fn check_attribute(name: &str, value: &str) -> Result<()> {
+    crate::saga::check_name("an attribute", name)?;
+    if value.len() > limits::MAX_SAGA_ATTRIBUTE_BYTES || value.chars().any(char::is_control) {
+        return Err(Error::invalid(format!(
+            "attribute {name} has a value of {} bytes: it has at most {}, without control characters",
+            value.len(),
+            limits::MAX_SAGA_ATTRIBUTE_BYTES
+        )));
     }
     Ok(())
 }

@@ -152,6 +152,7 @@ impl Engine {
     /// Has a saga read anew when something next happens to it.
     pub async fn refresh(&self, id: &str) {
         *self.lock(id).await = None;
+        self.let_go(id);
     }
 
     async fn happen_to(
@@ -166,7 +167,17 @@ impl Engine {
             let mut was_read = false;
             if loaded.as_ref().is_none_or(|loaded| loaded.at.elapsed() > START_AGE) {
                 before = loaded.take().map(|loaded| loaded.state).or(before);
-                *loaded = self.load(id, before.as_ref(), deadline).await?;
+                *loaded = match self.load(id, before.as_ref(), deadline).await {
+                    Ok(read) => read,
+                    Err(error) => {
+                        self.let_go(id);
+                        if before.is_some() {
+                            // It waits for something perhaps, which nobody here knows of now.
+                            self.look_again(id);
+                        }
+                        return Err(error);
+                    }
+                };
                 was_read = true;
             }
             let Some(now) = loaded.as_ref() else {
@@ -211,6 +222,11 @@ impl Engine {
     fn plan(&self, id: &str, now: &Loaded, event: Event) -> (Plan, Option<Refusal>) {
         let now_ms = self.clock.now_ms();
         let mut plan = Plan::new(now.state.clone());
+        if now.is_new {
+            // Never refused.
+            let _ = plan.apply(&now.definition, now_ms, Event::Begun);
+            plan.noted.push(started_key(id));
+        }
         for (key, done) in &now.done {
             let complete =
                 Event::Complete { token: done.token, output: done.output.clone(), is_committed: true };
@@ -220,9 +236,6 @@ impl Engine {
                 tracing::warn!(id, ?refusal, "a step's transaction is committed that was not waited for");
             }
             plan.noted.push(key.clone());
-        }
-        if now.is_new {
-            plan.noted.push(started_key(id));
         }
         for event in mistakes::before(&plan.state, &now.definition, now_ms, &event) {
             // What can't happen does not.
@@ -366,6 +379,8 @@ impl Engine {
         self.queues.set_ready(id, Vec::new());
         if event == Event::Tick {
             self.tell_end(id);
+            // Perhaps this engine did not know that it has ended, and so not when it is to be forgotten.
+            self.note_expiry(0);
             let happened = Happened { already: true, ..Happened::default() };
             return Ok(Answer { refusal: Some(Refusal::Already), happened });
         }

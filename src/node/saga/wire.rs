@@ -74,7 +74,10 @@ pub(super) fn view_to_proto(
             action: Some(task_view(&tasks.action)),
             compensation: shown(&step.compensation, TaskKind::Compensation),
             check: shown(&step.check, TaskKind::Check),
-            output: payloads.and_then(|payloads| payloads.outputs.get(&number).cloned()),
+            // Of one that was gone back over, what it came to then is still stored.
+            output: payloads
+                .filter(|_| tasks.action.status == TaskStatus::Done)
+                .and_then(|payloads| payloads.outputs.get(&number).cloned()),
         }
     });
     v1::SagaView {

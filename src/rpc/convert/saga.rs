@@ -3,15 +3,21 @@
 use crate::rpc::v1;
 use crate::saga::Failure;
 
-/// More of a failure's message, and of its kind, than so many characters is not kept.
-const MESSAGE_CHARS: usize = 2_000;
-const KIND_CHARS: usize = 100;
+/// More of a failure's message, and of its kind, is not kept: all tasks of the longest saga may have failed, and are one
+/// row.
+const MESSAGE_BYTES: usize = 1_024;
+const KIND_BYTES: usize = 64;
+
+fn cut(mut text: String, bytes: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes));
+    text
+}
 
 /// A failure from a message, cut to what is kept.
 pub fn failure_from_proto(failure: v1::SagaFailure) -> Failure {
     Failure {
-        message: failure.message.chars().take(MESSAGE_CHARS).collect(),
-        kind: failure.kind.chars().take(KIND_CHARS).collect(),
+        message: cut(failure.message, MESSAGE_BYTES),
+        kind: cut(failure.kind, KIND_BYTES),
         is_final: failure.is_final,
         did_nothing: failure.did_nothing,
     }

@@ -161,6 +161,7 @@ pub(super) fn event(machine: &Machine, words: &[&str]) -> Parsed<Event> {
         },
         "delivered" => Event::Delivered { letter: about()?.parse()? },
         "takeover" => Event::TakenOver,
+        "begun" => Event::Begun,
         name => return Err(format!("no event {name}").into()),
     })
 }

@@ -328,6 +328,7 @@ impl World {
             | Event::Resume
             | Event::Retry { .. }
             | Event::Delivered { .. } => {}
+            Event::Begun => {}
             Event::Once { .. } => unreachable!("it was taken apart"),
         }
         self.model.last_fence = self.machine.state.fence;

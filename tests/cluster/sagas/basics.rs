@@ -80,6 +80,15 @@ async fn a_month_passes_in_a_moment() {
     let took_ms = done.closed_unix_ms - done.created_unix_ms;
     assert!((33 * DAY_MS..35 * DAY_MS).contains(&took_ms), "{took_ms} ms by its own clock");
     println!("34 days took {:?}", began.elapsed());
+    // One that a transaction starts begins by the same clock.
+    let hasty = Saga::define("hasty", 1).timeout_ms(DAY_MS).step(Step::sleep_ms("hour", DAY_MS / 24));
+    client.define_saga(&hasty.check().expect("a definition")).await.expect("defined");
+    client
+        .transact(|txn| async move { txn.start_saga(SagaStart::new("hasty", "2")) })
+        .await
+        .expect("started");
+    let done = client.wait_for_saga("2").await.expect("waited");
+    assert_eq!(done.status, "completed", "{}", done.reason);
     stop.cancel();
     running.await.expect("it runs").expect("it stopped");
     store.close().await.expect("closed");
