@@ -31,5 +31,5 @@ pub use family::{family_range, shard_rows};
 pub use floor::{Floor, Floors, Hold, MayDrop};
 pub use gc::may_drop_version;
 pub use read::{Examined, at, committed_at, current, latest, newer_in, scan, superseded_at, written_by};
-pub use row::{Row, Version, commit_ts};
+pub use row::{Row, Version, commit_ts, is_tombstone};
 pub use write::{overwrite, write};

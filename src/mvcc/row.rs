@@ -136,6 +136,15 @@ pub fn commit_ts(raw: &Bytes) -> Result<Timestamp> {
     }
 }
 
+/// Whether a row of the current family says that its key was removed. Reads no more than that.
+///
+/// # Errors
+///
+/// `Corrupt` where it is no row.
+pub fn is_tombstone(raw: &[u8]) -> Result<bool> {
+    tombstone_ts(raw).map(|removed_at| removed_at.is_some())
+}
+
 /// When a row's key was removed, if the row is a tombstone. Reads no more than that.
 pub(super) fn tombstone_ts(raw: &[u8]) -> Result<Option<Timestamp>> {
     match raw {

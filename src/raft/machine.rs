@@ -22,6 +22,7 @@ use super::snapshot::{self, SnapshotData, SnapshotSource};
 use super::{Applied, TypeConfig};
 use crate::codec;
 use crate::engine::{Batch, BatchEntry, Durability, Family, Overlay, SharedEngine, View};
+use crate::mvcc;
 use crate::shard::{self, State};
 use crate::types::{Epoch, Error, NodeId, Outcome, Result, ShardId, Timestamp};
 
@@ -46,7 +47,16 @@ pub struct Progress {
 struct Listener {
     wants: fn(&[u8]) -> bool,
     /// Without a bound: applying waits for nobody. Whoever listens takes at once what there is.
-    keys: mpsc::UnboundedSender<Bytes>,
+    heard: mpsc::UnboundedSender<Heard>,
+}
+
+/// A key that was written.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Which.
+    pub key: Bytes,
+    /// It was removed.
+    pub is_removed: bool,
 }
 
 /// What others see of a replica: its state, its rows, and how far it is. Outlives the group's Raft.
@@ -125,22 +135,26 @@ impl Replica {
 
     /// The keys whose values are written from now on, once they can be read, of those that `wants` says. What a snapshot
     /// brings is not told.
-    pub fn listen(&self, wants: fn(&[u8]) -> bool) -> mpsc::UnboundedReceiver<Bytes> {
-        let (keys, heard) = mpsc::unbounded_channel();
-        self.listeners.lock().push(Listener { wants, keys });
-        heard
+    pub fn listen(&self, wants: fn(&[u8]) -> bool) -> mpsc::UnboundedReceiver<Heard> {
+        let (heard, hears) = mpsc::unbounded_channel();
+        self.listeners.lock().push(Listener { wants, heard });
+        hears
     }
 
     /// The keys in a batch that each listener wants to know of; nothing where nobody listens.
-    fn heard_of(&self, batch: &Batch) -> Vec<(mpsc::UnboundedSender<Bytes>, Vec<Bytes>)> {
+    fn heard_of(&self, batch: &Batch) -> Vec<(mpsc::UnboundedSender<Heard>, Vec<Heard>)> {
         let mut listeners = self.listeners.lock();
-        listeners.retain(|listener| !listener.keys.is_closed());
+        listeners.retain(|listener| !listener.heard.is_closed());
         let written = |listener: &Listener| {
             let keys = batch.entries().iter().filter_map(|entry| match entry {
-                BatchEntry::Put(Family::Current, key, _) if (listener.wants)(key) => Some(key.clone()),
+                BatchEntry::Put(Family::Current, key, row) if (listener.wants)(key) => {
+                    // A row that can't be read is found by whoever reads it.
+                    let is_removed = mvcc::is_tombstone(row).unwrap_or(false);
+                    Some(Heard { key: key.clone(), is_removed })
+                }
                 _ => None,
             });
-            (listener.keys.clone(), keys.collect())
+            (listener.heard.clone(), keys.collect())
         };
         listeners.iter().map(written).collect()
     }

@@ -52,7 +52,7 @@ pub use leadership::{Leadership, Token};
 pub use log_reader::{Log, LogReader};
 pub use log_store::{DEFAULT_CACHE_BYTES, LogStore};
 pub use log_writer::{LogWriter, LogWriterStats};
-pub use machine::{GroupSnapshot, Progress, Replica, ReplicaMachine, SnapshotBuilder};
+pub use machine::{GroupSnapshot, Heard, Progress, Replica, ReplicaMachine, SnapshotBuilder};
 pub use peers::PeerBook;
 pub use proposal::{Proposal, ProposeError};
 pub use records::{AppliedRecord, SnapshotMeta, StoredMembership, Vote};

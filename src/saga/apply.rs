@@ -203,10 +203,10 @@ impl Turn<'_> {
         };
         // What is committed stands, however large.
         if at.kind == TaskKind::Action {
-            let bytes = self.state.payload_bytes().saturating_add(output.len() as u64);
+            let bytes = self.state.carried_bytes().saturating_add(output.len() as u64);
             if !is_committed && bytes > limits::MAX_SAGA_BYTES as u64 {
                 return Err(Refusal::unfit(format!(
-                    "with this output the saga's input and outputs would come to {bytes} bytes, over the limit of {}: store \
+                    "with this output the saga's input, outputs and signals would come to {bytes} bytes, over the limit of {}: store \
                      large values under keys of their own, and hand on the keys",
                     limits::MAX_SAGA_BYTES
                 )));
@@ -247,7 +247,8 @@ impl Turn<'_> {
         let ended = self.state.task(token.task).filter(|task| task.fence == token.fence);
         let has_failed =
             |task: &Task| matches!(task.status, TaskStatus::Backoff | TaskStatus::Ready | TaskStatus::Failed);
-        if ended.is_some_and(|task| has_failed(task) && task.failure.as_ref() == Some(&failure)) {
+        let is_told = |told: &Failure| *told == failure || *told == took_too_long(failure.clone());
+        if ended.is_some_and(|task| has_failed(task) && task.failure.as_ref().is_some_and(is_told)) {
             // It was told before.
             return Err(Refusal::Already);
         }
@@ -398,7 +399,7 @@ impl Turn<'_> {
                 limits::MAX_SAGA_PAYLOAD_BYTES
             )));
         }
-        let all = self.state.payload_bytes().saturating_add((bytes + signal.payload.len()) as u64);
+        let all = self.state.carried_bytes().saturating_add(signal.payload.len() as u64);
         if all > limits::MAX_SAGA_BYTES as u64 {
             return Err(Refusal::unfit(format!(
                 "with this signal the saga's input, outputs and signals would come to {all} bytes, over the limit of {}: store \
@@ -439,7 +440,7 @@ impl Turn<'_> {
     /// What a child saga came to, or nothing where that would be too much.
     fn kept(&mut self, step: usize, output: Bytes) -> Bytes {
         let size_bytes = output.len() as u64;
-        if self.state.payload_bytes().saturating_add(size_bytes) <= limits::MAX_SAGA_BYTES as u64 {
+        if self.state.carried_bytes().saturating_add(size_bytes) <= limits::MAX_SAGA_BYTES as u64 {
             return output;
         }
         self.record(Some(step), RecordKind::OutputLeftOut { size_bytes });
@@ -551,7 +552,11 @@ impl Turn<'_> {
 
 /// What is said of a task that was not done within the time for all its attempts.
 fn took_too_long(last: Failure) -> Failure {
-    let mut message = "all its attempts together took longer than schedule_to_close_ms".to_owned();
+    const WHY: &str = "all its attempts together took longer than schedule_to_close_ms";
+    if last.message.starts_with(WHY) {
+        return last;
+    }
+    let mut message = WHY.to_owned();
     if !last.message.is_empty() {
         message = format!("{message}; the last one: {}", last.message);
     }

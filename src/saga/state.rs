@@ -324,6 +324,11 @@ impl State {
         self.steps.iter().map(|step| step.output_bytes).fold(self.input_bytes, u64::saturating_add)
     }
 
+    /// The same with the signals that wait in it.
+    pub fn carried_bytes(&self) -> u64 {
+        self.signals.iter().fold(self.payload_bytes(), |sum, signal| sum + signal.payload.len() as u64)
+    }
+
     /// Whether the pivot is done: then it only goes forward.
     pub fn is_past_pivot(&self, definition: &Definition) -> bool {
         definition

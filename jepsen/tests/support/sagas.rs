@@ -90,7 +90,7 @@ fn line(one: &One, step: Option<usize>, what: RecordKind) -> Line {
         RecordKind::Failed { kind, attempts, failure } => ("failed", Some(kind), attempts, failure.message),
         RecordKind::Withdrawn { kind } => ("withdrawn", Some(kind), 0, String::new()),
         RecordKind::CancelRequested { reason } => ("cancel_requested", None, 0, reason),
-        RecordKind::CancelTooLate => ("too_late_to_go_back", None, 0, String::new()),
+        RecordKind::TooLateToGoBack => ("too_late_to_go_back", None, 0, String::new()),
         RecordKind::Resolved { is_done } => {
             ("resolved", None, 0, if is_done { "done" } else { "not done" }.to_owned())
         }

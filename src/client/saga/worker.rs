@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ use crate::types::{Error, ErrorKind, Result, limits};
 const POLL: Duration = Duration::from_secs(10);
 /// The pause after a poll that failed.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long one shard is asked for what is there now.
+const ASK_FOR: Duration = Duration::from_secs(1);
 /// How long the end of a task is told again and again, at least.
 const TELL_FOR: Duration = Duration::from_secs(30);
 /// How often is looked whether the shards are the same.
@@ -167,6 +169,7 @@ impl SagaWorker {
         let hurry = CancellationToken::new();
         let worker = Arc::new(Running {
             slots: Arc::new(Semaphore::new(self.concurrency)),
+            each: AtomicUsize::new(1),
             worker: self,
             tracker: tracker.clone(),
             hurry: hurry.clone(),
@@ -187,6 +190,8 @@ struct Running {
     worker: SagaWorker,
     /// Tasks that may be under way.
     slots: Arc<Semaphore>,
+    /// How many of them one shard may take at once: no poll holds what another one should have.
+    each: AtomicUsize,
     tracker: TaskTracker,
     /// Tasks that are under way are to be told as failed.
     hurry: CancellationToken,
@@ -206,6 +211,7 @@ impl Running {
             match places {
                 Ok(places) => {
                     let each = self.worker.concurrency / places.len().max(1);
+                    self.each.store(each, Ordering::Relaxed);
                     // The empty place is all of them.
                     let places = if each >= 2 { places } else { vec![Bytes::new()] };
                     loops.retain(|place, handle| places.contains(place) && !handle.is_finished());
@@ -216,7 +222,7 @@ impl Running {
                             AbortOnDropHandle::new(tokio::spawn(async move {
                                 match place.is_empty() {
                                     true => this.poll_everywhere(ending).await,
-                                    false => this.poll(place, each, ending).await,
+                                    false => this.poll(place, ending).await,
                                 }
                             }))
                         };
@@ -240,6 +246,7 @@ impl Running {
     /// Waits until a slot is free, and takes up to so many of those that are. `None` at the end.
     async fn free_slots(&self, most: usize, ending: &CancellationToken) -> Option<OwnedSemaphorePermit> {
         let mut slot = tokio::select! {
+            biased;
             () = ending.cancelled() => return None,
             slot = self.slots.clone().acquire_owned() => slot.ok()?,
         };
@@ -252,8 +259,8 @@ impl Running {
         Some(slot)
     }
 
-    async fn poll(self: Arc<Self>, place: Bytes, each: usize, ending: CancellationToken) {
-        while let Some(slot) = self.free_slots(each + 1, &ending).await {
+    async fn poll(self: Arc<Self>, place: Bytes, ending: CancellationToken) {
+        while let Some(slot) = self.free_slots(self.each.load(Ordering::Relaxed), &ending).await {
             match self.take(&place, slot.num_permits(), &ending).await {
                 Ok(tasks) => self.begin(tasks, slot),
                 Err(error) => self.pause(&error).await,
@@ -291,13 +298,15 @@ impl Running {
         let client = self.worker.client.with_deadline(POLL + Duration::from_secs(5));
         let mut took = std::pin::pin!(client.about_sagas_at(place, Ask::Take(take.clone())));
         let took = tokio::select! {
+            // First, so that it is sent before anything else is.
+            biased;
+            took = &mut took => took?,
             () = ending.cancelled() => {
                 // A poll that is only dropped might yet be given a task, which would be lost until its lease ends.
                 let leave = v1::SagaTake { leave: true, ..take };
                 let (_, took) = tokio::join!(client.about_sagas_at(place, Ask::Take(leave)), took);
                 took?
             }
-            took = &mut took => took?,
         };
         match took {
             Answer::Tasks(tasks) => Ok(tasks.tasks),
@@ -485,15 +494,18 @@ impl Client {
         let turn = rand::random::<u32>() as usize % places.len().max(1);
         places.rotate_left(turn);
         let take = take_of(queue, worker, max, Duration::ZERO);
-        let mut failed = None;
+        let (until, mut failed, mut has_answered) = (self.deadline.until()?, None, false);
         for place in &places {
-            match self.about_sagas_at(place, Ask::Take(take.clone())).await {
+            // One that does not answer keeps nobody from the others.
+            let asking = self.with_deadline_at(until.min(Instant::now() + ASK_FOR).into_std());
+            match asking.about_sagas_at(place, Ask::Take(take.clone())).await {
                 Ok(Answer::Tasks(tasks)) if !tasks.tasks.is_empty() => return Ok(tasks.tasks),
-                Ok(_) => {}
+                Ok(_) => has_answered = true,
+                Err(error) if error.kind == ErrorKind::Invalid => return Err(error),
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(Vec::new()), Err)
+        failed.filter(|_| !has_answered).map_or(Ok(Vec::new()), Err)
     }
 
     /// Waits until some shard may have tasks of a queue.
@@ -504,8 +516,14 @@ impl Client {
         }
         let look = v1::SagaTake { look_only: true, ..take_of(queue, worker, 1, wait) };
         let looks = places.iter().map(|place| self.about_sagas_at(place, Ask::Take(look.clone())).boxed());
+        let began = Instant::now();
         let (looked, _, _) = futures::future::select_all(looks).await;
-        looked.map(drop)
+        let is_there = matches!(looked?, Answer::Tasks(v1::SagaTasks { is_there: true, .. }));
+        if !is_there && began.elapsed() < wait / 2 {
+            // It was sent away, for one who came later.
+            sleep(PAUSE.min(wait)).await;
+        }
+        Ok(())
     }
 
     /// Tells how a task ended, or that it goes on.

@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::definitions::Definitions;
+use super::engines::Engines;
 use super::starts::{check_start, start_of};
 use crate::bugs::{self, Bug};
 use crate::client::Client;
@@ -13,8 +14,8 @@ use crate::rpc::convert::SagaPart;
 use crate::rpc::v1;
 use crate::rpc::v1::saga_request::What;
 use crate::saga::{
-    State, TaskStatus, Token, TxnDone, check_id, closed_key, done_key, lease_fence, lease_key, open_key,
-    start, started_key, writes_of_start,
+    Definition, State, TaskKind, TaskRef, Token, TxnDone, call_of, check_id, closed_key, done_key,
+    lease_fence, lease_key, open_key, start, started_key, writes_of_start,
 };
 use crate::types::{Error, ReadAt, Result, Timestamp, TxnPart, TxnWrite, limits};
 
@@ -91,20 +92,26 @@ pub async fn check_free(rows: &Rows, id: &str, at: Timestamp, deadline: Instant)
 ///
 /// `Denied` for the one, `Invalid` for the other; those of a read.
 pub async fn check_lease(
-    rows: &Rows,
+    engines: &Engines,
     token: &str,
     output_bytes: u64,
     at: Timestamp,
     deadline: Instant,
 ) -> Result<()> {
+    let rows = engines.rows();
     let (id, token) = Token::from_text(token)?;
     let keys = [lease_key(&id, token.task), open_key(&id)];
     let (_, found) = rows.read(&keys, ReadAt::Snapshot(at), deadline).await?;
     let mut found = found.into_iter();
     let fence = found.next().flatten().map(|record| lease_fence(&record.value)).transpose()?;
     if fence == Some(token.fence) {
-        let Some(record) = found.next().flatten() else { return Ok(()) };
-        return check_output(&id, &State::decode(&record.value)?, output_bytes);
+        // What undoing comes to is not kept.
+        let Some(record) = found.next().flatten().filter(|_| token.task.kind == TaskKind::Action) else {
+            return Ok(());
+        };
+        let state = State::decode(&record.value)?;
+        let definition = engines.definitions().get(engines.client()?, &state.name, state.version).await?;
+        return check_output(&id, &definition, &state, output_bytes);
     }
     Err(Error::denied(match fence {
         Some(_) => {
@@ -114,12 +121,16 @@ pub async fn check_lease(
     }))
 }
 
-/// Refuses what a step comes to where it is too much. Transactions that run at the same time do not know of each other: each
-/// gets its part of what is left.
-fn check_output(id: &str, state: &State, output_bytes: u64) -> Result<()> {
-    let left = (limits::MAX_SAGA_BYTES as u64).saturating_sub(state.payload_bytes());
-    let running = state.steps.iter().filter(|step| step.action.status == TaskStatus::Running).count();
-    let most = left / (running.max(1) as u64);
+/// Refuses what a step comes to where it is too much. Transactions that run side by side do not know of each other: each gets
+/// its part of what is left.
+fn check_output(id: &str, definition: &Definition, state: &State, output_bytes: u64) -> Result<()> {
+    let left = (limits::MAX_SAGA_BYTES as u64).saturating_sub(state.carried_bytes());
+    let is_txn = |step: usize| {
+        let at = TaskRef { step, kind: TaskKind::Action };
+        call_of(definition, at).is_some_and(|call| call.is_txn)
+    };
+    let open = state.steps.iter().enumerate().filter(|(step, tasks)| tasks.action.is_open() && is_txn(*step));
+    let most = left / (open.count().max(1) as u64);
     if output_bytes <= most {
         return Ok(());
     }

@@ -28,6 +28,7 @@ use crate::client::Client;
 use crate::codec::keyspace;
 use crate::node::replica::Replica;
 use crate::node::rows::Rows;
+use crate::raft::Heard;
 use crate::rpc::v1;
 use crate::saga::{Definition, Event, State, id_of, is_open_key, is_schedule_key};
 use crate::types::{Error, ErrorKind, KeyRange, ReadAt, Result, limits};
@@ -192,10 +193,13 @@ impl Engine {
 
     /// Hears of what others have written: transactions of users, and another engine of the shard, whose last transitions may
     /// come in behind the takeover.
-    async fn hear(&self, mut news: mpsc::UnboundedReceiver<Bytes>) {
-        while let Some(key) = news.recv().await {
+    async fn hear(&self, mut news: mpsc::UnboundedReceiver<Heard>) {
+        while let Some(Heard { key, is_removed }) = news.recv().await {
             match id_of(&key) {
                 Ok(id) if is_open_key(&key) && self.own_writes.heard(&id) => {}
+                // It was taken note of: by this engine, which does nothing more then; or by another one together with the row
+                // that is heard of too.
+                Ok(_) if is_removed && !is_open_key(&key) => {}
                 Ok(name) if is_schedule_key(&key) => self.look_at_schedule_soon(&name),
                 Ok(id) => {
                     self.soon(|engine| async move { engine.take_in_or_look(&id, &key).await }).await;
@@ -287,7 +291,7 @@ impl Engine {
 
     /// Has a saga looked at again after a while.
     pub(super) fn look_again(&self, id: &str) {
-        self.timers.set(id, Some(self.clock.now_ms().saturating_add(AGAIN_MS)));
+        self.timers.set_at_most(id, self.clock.now_ms().saturating_add(AGAIN_MS));
     }
 
     /// Brings together tasks and workers that wait for each other.

@@ -68,7 +68,7 @@ async fn forget_due(engine: &Engine, shard: &KeyRange, now_ms: u64) -> Result<u6
                 }
             }
             match page.next {
-                Some(next) if due.len() == TOGETHER => range.start = next,
+                Some(next) if due.len() == page.rows.len() => range.start = next,
                 _ => break,
             }
         }
@@ -91,14 +91,19 @@ async fn forget(engine: &Engine, id: &str) -> Result<()> {
         engine.rows.commit(as_of, vec![closed.clone()], writes, deadline).await.map(drop)
     };
     for rows in [keyspace::SAGA_HISTORY, keyspace::SAGA_PAYLOAD, keyspace::SAGA_LEASE, keyspace::SAGA_NEWS] {
+        let mut range = keyspace::saga_rows_of(id, rows);
         loop {
             let deadline = Instant::now() + WITHIN;
-            let range = keyspace::saga_rows_of(id, rows);
-            let page = engine.rows.page(range, Direction::Forward, ReadAt::Latest, ROWS, deadline).await?;
-            if page.rows.is_empty() {
-                break;
+            let page =
+                engine.rows.page(range.clone(), Direction::Forward, ReadAt::Latest, ROWS, deadline).await?;
+            if !page.rows.is_empty() {
+                remove(page.rows.into_iter().map(|(key, _)| key).collect()).await?;
             }
-            remove(page.rows.into_iter().map(|(key, _)| key).collect()).await?;
+            // A page may be empty, and not the last: of rows that were removed.
+            match page.next {
+                Some(next) => range.start = next,
+                None => break,
+            }
         }
     }
     remove(keys_of_closed(id, &definition, &state)).await

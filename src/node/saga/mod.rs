@@ -60,7 +60,7 @@ pub async fn serve(engines: &Engines, place: Bytes, what: What, deadline: Instan
         What::Schedules(_) => Reply::Schedules(readings()?.schedules(&place).await?),
         What::HeldLease(lease) => {
             let at = Timestamp(lease.at_ts);
-            commits::check_lease(engines.rows(), &lease.token, lease.output_bytes, at, deadline).await?;
+            commits::check_lease(engines, &lease.token, lease.output_bytes, at, deadline).await?;
             Reply::Done(v1::SagaDone::default())
         }
         What::Free(free) => {

@@ -182,7 +182,12 @@ impl Inner {
     /// A task waits; nothing where it does already. Whether somebody waits for it.
     fn push(&mut self, id: &str, ready: Ready) -> bool {
         let places = self.waiting.entry(id.to_owned()).or_default();
-        if places.iter().any(|place| place.task == ready.task) {
+        if let Some(place) = places.iter().find(|place| place.task == ready.task) {
+            // Steps beside it have come to something meanwhile.
+            let queue = self.queues.get_mut(&place.queue);
+            if let Some((_, size_bytes)) = queue.and_then(|queue| queue.ready.get_mut(&place.order)) {
+                *size_bytes = ready.size_bytes;
+            }
             return false;
         }
         self.next += 1;
@@ -488,6 +493,11 @@ mod tests {
         assert_eq!(taken(queues.poll("q", "w", 9, true)), ["a"]);
         assert_eq!(taken(queues.poll("q", "w", 9, true)), ["b", "c"]);
         assert_eq!(taken(queues.poll("q", "w", 9, true)), ["d"]);
+        // It comes with more than when it came.
+        queues.set_ready("e", vec![ready(0, 1)]);
+        queues.set_ready("f", vec![ready(0, 1)]);
+        queues.set_ready("f", vec![ready(0, TOGETHER_BYTES)]);
+        assert_eq!(taken(queues.poll("q", "w", 9, true)), ["e"]);
     }
 
     #[tokio::test]

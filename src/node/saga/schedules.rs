@@ -84,6 +84,18 @@ fn plan_of(asked: &v1::SagaSchedule) -> Result<Plan> {
     Ok(plan)
 }
 
+/// A schedule is being looked at, as long as this lives.
+struct Looking<'a> {
+    engine: &'a Engine,
+    name: &'a str,
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.engine.scheduling.lock().remove(self.name);
+    }
+}
+
 impl Engine {
     /// Makes a schedule, or gives it another plan.
     ///
@@ -151,8 +163,10 @@ impl Engine {
 
     /// Sets when a schedule is looked at next.
     pub(super) fn set_schedule(&self, name: &str, schedule: Option<&Schedule>) {
-        let at_ms = schedule.and_then(|schedule| schedule.look_at_ms(self.clock.now_ms()));
-        self.timers.set(&format!("{MARK}{name}"), at_ms);
+        // Somebody else may have changed it meanwhile, and set an earlier time: a look that comes too early does nothing.
+        if let Some(at_ms) = schedule.and_then(|schedule| schedule.look_at_ms(self.clock.now_ms())) {
+            self.timers.set_at_most(&format!("{MARK}{name}"), at_ms);
+        }
     }
 
     /// Lets a schedule do what is due.
@@ -166,9 +180,8 @@ impl Engine {
             self.look_again(&format!("{MARK}{name}"));
             return Ok(());
         }
-        let looked = self.do_what_is_due(name, deadline).await;
-        self.scheduling.lock().remove(name);
-        looked
+        let _looking = Looking { engine: self, name };
+        self.do_what_is_due(name, deadline).await
     }
 
     async fn do_what_is_due(&self, name: &str, deadline: Instant) -> Result<()> {

@@ -151,7 +151,8 @@ impl Engine {
 
     /// Has a saga read anew when something next happens to it.
     pub async fn refresh(&self, id: &str) {
-        *self.lock(id).await = None;
+        let mut loaded = self.lock(id).await;
+        *loaded = None;
         self.let_go(id);
     }
 
@@ -379,15 +380,19 @@ impl Engine {
         self.queues.set_ready(id, Vec::new());
         if event == Event::Tick {
             self.tell_end(id);
-            // Perhaps this engine did not know that it has ended, and so not when it is to be forgotten.
-            self.note_expiry(0);
-            let happened = Happened { already: true, ..Happened::default() };
-            return Ok(Answer { refusal: Some(Refusal::Already), happened });
         }
         let (as_of, found) = self.rows.read(&[closed_key(id)], ReadAt::Latest, deadline).await?;
-        let record = found.into_iter().next().flatten().ok_or_else(|| no_saga(id))?;
+        let record = match found.into_iter().next().flatten() {
+            Some(record) => record,
+            None if event == Event::Tick => {
+                return Ok(Answer { refusal: Some(Refusal::Already), happened: Happened::default() });
+            }
+            None => return Err(no_saga(id)),
+        };
         let state = State::decode(&record.value)?;
         let definition = self.definition_of(&state).await?;
+        // Perhaps this engine does not know that it has ended.
+        self.note_expiry(expires_ms(&state, &definition));
         let refusal = apply(&state, &definition, self.clock.now_ms(), event.clone()).err();
         let payloads = match event.inner() {
             Event::Complete { .. } => payloads(&self.rows, id, as_of, WITHIN).await?,

@@ -116,6 +116,23 @@ async fn a_step_that_only_writes_needs_one_attempt_also_of_a_client_that_did_not
     store.close().await.expect("closed");
 }
 
+/// One that had to wait for the end of its poll would take ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_waits_stops_when_it_is_told_to() {
+    let store = TestStore::open().await.expect("a store");
+    let client = store.client();
+    let all = async {
+        for concurrency in [1, 64].repeat(30) {
+            let worker = client.saga_worker("idle").concurrency(concurrency);
+            let worker = super::spawn(worker.activity("never", |_| async { Ok("".into()) }));
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            worker.stop().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("each stops at once");
+    store.close().await.expect("closed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_worker_is_refused_and_a_repeated_end_is_told_what_is_recorded() {
     let store = TestStore::open().await.expect("a store");

@@ -70,7 +70,12 @@ async fn a_step_costs_a_command_and_at_most_one_more_to_hand_it_out() {
             "concurrency {concurrency}: {of_activities} commands of {STEPS} activities, {of_txns} of {STEPS} txns"
         );
         worker.stop().await;
-        let most = one + 2.0 * steps;
-        assert!((one + steps..=most + 0.5).contains(&of_activities), "{of_activities}");
+        // Half a command for what the shards themselves write now and then.
+        let most = one + 2.0 * steps + 0.5;
+        assert!((one + steps..=most).contains(&of_activities), "{of_activities}");
+        // A worker that waits while it does others gets some with the end of the step before.
+        assert!(concurrency == 1 || of_activities < 2.0 * steps, "{of_activities}");
+        // Two are prepared, one decides, two finish, one forgets, the saga takes note; and the hand-out.
+        assert!(of_txns <= one + 8.0 * steps + 0.5, "{of_txns}");
     }
 }

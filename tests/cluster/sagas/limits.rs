@@ -79,7 +79,7 @@ async fn what_a_saga_carries_is_bounded_whatever_it_comes_from() {
         match id {
             "1" => {
                 assert_eq!((ended.status.as_str(), is_committed), ("compensated", false));
-                assert!(ended.reason.contains("has room for 131072 of them"), "{}", ended.reason);
+                assert!(ended.reason.contains("has room for 130048 of them"), "{}", ended.reason);
                 let signal = client.signal_saga(id, "go", "").await;
                 invalid("it has ended", &signal.expect_err("it has ended"));
             }

@@ -70,21 +70,18 @@ fn worker(client: &Client) -> super::Worker {
 /// Waits for a saga's end. Where an attempt at the pivot was lost, and a later one refused, it waits to be told what became
 /// of the first one: that is told, as somebody would who has looked.
 async fn wait_for_end(client: &Client, id: &str) -> SagaView {
-    let mut found = client.wait_for_saga(id).await;
-    if let Ok(saga) = &found
-        && saga.status == "paused"
-        && saga.reason.contains("not known whether the pivot decide took effect")
-    {
-        client.resolve_saga(id, "decide", !id.ends_with('7')).await.expect("told");
-        found = client.wait_for_saga(id).await;
-    }
-    match found {
-        Ok(saga) if saga.closed_unix_ms > 0 => saga,
-        other => {
-            let history = client.saga_history(id, 0).await;
-            panic!("{id} has not ended: {other:#?} {:#?} {history:#?}", client.saga(id).await);
+    for _ in 0..60 {
+        let looking = client.with_deadline(Duration::from_secs(2));
+        let Ok(saga) = looking.wait_for_saga(id).await else { continue };
+        if saga.closed_unix_ms > 0 {
+            return saga;
+        }
+        if saga.reason.contains("not known whether the pivot decide took effect") {
+            client.resolve_saga(id, "decide", !id.ends_with('7')).await.expect("told");
         }
     }
+    let history = client.saga_history(id, 0).await;
+    panic!("{id} has not ended: {:#?} {history:#?}", client.saga(id).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
