@@ -73,8 +73,8 @@ async fn a_step_costs_a_command_and_at_most_one_more_to_hand_it_out() {
         // Half a command for what the shards themselves write now and then.
         let most = one + 2.0 * steps + 0.5;
         assert!((one + steps..=most).contains(&of_activities), "{of_activities}");
-        // A worker that waits while it does others gets some with the end of the step before.
-        assert!(concurrency == 1 || of_activities < 2.0 * steps, "{of_activities}");
+        // A worker that waits while it does others gets some with the end of the step before; on a busy machine not many.
+        assert!(concurrency == 1 || of_activities < one + 2.0 * steps - 0.25, "{of_activities}");
         // Two are prepared, one decides, two finish, one forgets, the saga takes note; and the hand-out.
         assert!(of_txns <= one + 8.0 * steps + 0.5, "{of_txns}");
     }
