@@ -456,6 +456,8 @@ impl World {
             let is_wait = matches!(self.step(step).work, Work::Sleep { .. } | Work::Signal { .. });
             let shown = || format!("step {step}: {facts:?} {:?}", state.steps[step]);
             assert_eq!(action == TaskStatus::Done, facts.is_done, "{}", shown());
+            let has_output = state.steps[step].output_bytes > 0;
+            assert!(facts.is_done || !has_output, "what was gone back over does not count: {}", shown());
             assert!(is_wait || (action == TaskStatus::Running) == facts.action.is_some(), "{}", shown());
             assert_eq!(status(TaskKind::Compensation) == TaskStatus::Done, facts.is_undone, "{}", shown());
             let runs = |kind| status(kind) == TaskStatus::Running;
