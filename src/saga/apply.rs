@@ -104,7 +104,7 @@ impl Turn<'_> {
             Event::Fail { token, failure } => self.fail(token, failure),
             Event::Heartbeat { token } => self.heartbeat(token),
             Event::Tick => self.tick(),
-            Event::Signal(signal) => self.signal(signal),
+            Event::Signal(signal) => self.once(signal.id, |turn| turn.signal(signal)),
             Event::Cancel { reason } => self.cancel(reason),
             Event::Terminate { reason } => self.terminate(reason),
             Event::Pause { reason } => self.pause(reason),
@@ -119,24 +119,26 @@ impl Turn<'_> {
             Event::Delivered { letter } => self.delivered(letter),
             Event::TakenOver => self.taken_over(),
             Event::Begun => self.begun(),
-            Event::Once { request, .. } if self.state.seen_requests.contains(&request) => {
-                Err(Refusal::Already)
-            }
-            Event::Once { request, event } => {
-                self.take(*event)?;
-                self.seen(request);
-                Ok(())
-            }
+            Event::Once { request, event } => self.once(request, |turn| turn.take(*event)),
         }
     }
 
-    /// A request that comes again has come before.
-    fn seen(&mut self, request: u128) {
+    /// Lets something happen unless its request has come before.
+    fn once(
+        &mut self,
+        request: u128,
+        what: impl FnOnce(&mut Self) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        if self.state.seen_requests.contains(&request) {
+            return Err(Refusal::Already);
+        }
+        what(self)?;
         if self.state.seen_requests.len() >= SEEN_REQUESTS {
             self.state.seen_requests.remove(0);
         }
         self.state.seen_requests.push(request);
         self.change.must_store = true;
+        Ok(())
     }
 
     fn hand_out(&mut self, at: TaskRef, worker: String) -> Result<(), Refusal> {
@@ -374,12 +376,8 @@ impl Turn<'_> {
     }
 
     fn signal(&mut self, signal: Signal) -> Result<(), Refusal> {
-        if self.state.seen_requests.contains(&signal.id) {
-            return Err(Refusal::Already);
-        }
         self.check_open()?;
         self.check_room(&signal)?;
-        self.seen(signal.id);
         self.record(None, RecordKind::Signalled { name: signal.name.clone() });
         self.state.signals.push(signal);
         self.advance();

@@ -92,7 +92,7 @@ pub const MAX_SAGA_WAIT_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1_000;
 pub const MAX_SAGA_ID_BYTES: usize = 200;
 /// The largest input of a saga, output of a step, or payload of a signal, in bytes; and all of its waiting signals together.
 pub const MAX_SAGA_PAYLOAD_BYTES: usize = 256 * 1024;
-/// The most that a saga's input and outputs may come to, in bytes.
+/// The most that a saga's input, outputs and waiting signals may come to, in bytes.
 pub const MAX_SAGA_BYTES: usize = 2 * 1024 * 1024;
 /// The most signals that wait in a saga.
 pub const MAX_SAGA_SIGNALS: usize = 1_000;

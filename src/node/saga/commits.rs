@@ -48,13 +48,7 @@ pub async fn add(
         client.about_saga(id, What::Free(free)).await?;
     }
     if let Some(step) = sagas.step {
-        if step.output.len() > limits::MAX_SAGA_PAYLOAD_BYTES {
-            return Err(Error::invalid(format!(
-                "the step's output has {} bytes, over the limit of {}: store it under a key of its own, and hand on the key",
-                step.output.len(),
-                limits::MAX_SAGA_PAYLOAD_BYTES
-            )));
-        }
+        super::check_payload("the step's output", step.output.len())?;
         let (id, token) = Token::from_text(&step.token)?;
         if !bugs::on(Bug::SagaTxnWithoutLease) {
             let output_bytes = step.output.len() as u64;
@@ -100,15 +94,16 @@ pub async fn check_lease(
 ) -> Result<()> {
     let rows = engines.rows();
     let (id, token) = Token::from_text(token)?;
-    let keys = [lease_key(&id, token.task), open_key(&id)];
+    let mut keys = vec![lease_key(&id, token.task)];
+    // What undoing comes to is not kept.
+    if output_bytes > 0 && token.task.kind == TaskKind::Action {
+        keys.push(open_key(&id));
+    }
     let (_, found) = rows.read(&keys, ReadAt::Snapshot(at), deadline).await?;
     let mut found = found.into_iter();
     let fence = found.next().flatten().map(|record| lease_fence(&record.value)).transpose()?;
     if fence == Some(token.fence) {
-        // What undoing comes to is not kept.
-        let Some(record) = found.next().flatten().filter(|_| token.task.kind == TaskKind::Action) else {
-            return Ok(());
-        };
+        let Some(record) = found.next().flatten() else { return Ok(()) };
         let state = State::decode(&record.value)?;
         let definition = engines.definitions().get(engines.client()?, &state.name, state.version).await?;
         return check_output(&id, &definition, &state, output_bytes);
@@ -135,8 +130,8 @@ fn check_output(id: &str, definition: &Definition, state: &State, output_bytes: 
         return Ok(());
     }
     Err(Error::invalid(format!(
-        "the step's output has {output_bytes} bytes, and saga {id} has room for {most} of them: its input and outputs have at \
-         most {} together; store large values under keys of their own, and hand on the keys",
+        "the step's output has {output_bytes} bytes, and saga {id} has room for {most} of them: its input, outputs and \
+         signals have at most {} together; store large values under keys of their own, and hand on the keys",
         limits::MAX_SAGA_BYTES
     )))
 }

@@ -77,10 +77,8 @@ impl Readings<'_> {
     }
 
     async fn find(&self, id: &str) -> Result<(Timestamp, State, Arc<Definition>)> {
-        let keys = [open_key(id), closed_key(id)];
-        let (as_of, found) = self.rows.read(&keys, ReadAt::Latest, self.deadline).await?;
-        let record = found.into_iter().flatten().next().ok_or_else(|| no_saga(id))?;
-        let state = State::decode(&record.value)?;
+        let found = state_of(self.rows, id, ReadAt::Latest, self.deadline).await?;
+        let (as_of, state) = found.ok_or_else(|| no_saga(id))?;
         let definition = self.definitions.get(self.client, &state.name, state.version).await?;
         Ok((as_of, state, definition))
     }
@@ -243,6 +241,22 @@ impl Readings<'_> {
             }
         }
     }
+}
+
+/// Where a saga is, ended or not, and as of when; `None` where there is none of the id.
+///
+/// # Errors
+///
+/// Those of a read.
+pub(super) async fn state_of(
+    rows: &Rows,
+    id: &str,
+    at: ReadAt,
+    deadline: Instant,
+) -> Result<Option<(Timestamp, State)>> {
+    let (as_of, found) = rows.read(&[open_key(id), closed_key(id)], at, deadline).await?;
+    let record = found.into_iter().flatten().next();
+    record.map(|record| Ok((as_of, State::decode(&record.value)?))).transpose()
 }
 
 /// A saga's input, and what its steps came to, as of a timestamp.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::engine::Engine;
+use super::reads::state_of;
 use super::transition::{ATTEMPTS, Loaded, Plan, no_saga};
 use super::wire::Payloads;
 use crate::rpc::v1;
@@ -54,9 +55,8 @@ impl Engine {
         for attempt in 0..ATTEMPTS {
             let as_of = self.rows.recent(RECENT).await?;
             let keys = [open_key(id), closed_key(id)];
-            let (_, found) = self.rows.read(&keys, ReadAt::Snapshot(as_of), deadline).await?;
-            if let Some(record) = found.into_iter().flatten().next() {
-                let there = State::decode(&record.value)?;
+            let there = state_of(&self.rows, id, ReadAt::Snapshot(as_of), deadline).await?;
+            if let Some((_, there)) = there {
                 check_same(asked, parent.as_ref(), &there)?;
                 if attempt > 0 {
                     // What was heard of it may have been taken for this start, which has come to nothing.
@@ -99,9 +99,9 @@ impl Engine {
     ///
     /// `Invalid` then, and where there is no saga of the id; those of a read.
     pub async fn check_child(&self, id: &str, parent: &Parent, deadline: Instant) -> Result<()> {
-        let (_, found) = self.rows.read(&[open_key(id), closed_key(id)], ReadAt::Latest, deadline).await?;
-        let record = found.into_iter().flatten().next().ok_or_else(|| no_saga(id))?;
-        match State::decode(&record.value)?.parent.as_ref() == Some(parent) {
+        let found = state_of(&self.rows, id, ReadAt::Latest, deadline).await?;
+        let (_, state) = found.ok_or_else(|| no_saga(id))?;
+        match state.parent.as_ref() == Some(parent) {
             true => Ok(()),
             false => Err(Error::invalid(format!("saga {id:?} is not a step of saga {:?}", parent.id))),
         }
@@ -116,14 +116,7 @@ impl Engine {
 pub(super) fn check_start(start: &v1::SagaStart) -> Result<()> {
     crate::saga::check_id(&start.id)?;
     crate::saga::check_name("the saga", &start.name)?;
-    if start.input.len() > limits::MAX_SAGA_PAYLOAD_BYTES {
-        return Err(Error::invalid(format!(
-            "the input of saga {} has {} bytes, over the limit of {}: store it under a key of its own, and give the key",
-            start.id,
-            start.input.len(),
-            limits::MAX_SAGA_PAYLOAD_BYTES
-        )));
-    }
+    super::check_payload(&format!("the input of saga {}", start.id), start.input.len())?;
     if start.priority > limits::MAX_SAGA_PRIORITY {
         return Err(Error::invalid(format!(
             "the priority of saga {} is {}: say 0 to {}",

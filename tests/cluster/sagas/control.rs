@@ -8,7 +8,7 @@ use kvorum::saga::{CallDocument, Failure, Retry, Saga, Step};
 use kvorum::testing::TestStore;
 use kvorum::{Client, ErrorKind};
 
-use super::{Log, Worker, define, note, noting, spawn};
+use super::{Log, Worker, define, note, noting, spawn, wait_at};
 use crate::support::eventually;
 
 const STEPS: [&str; 6] = ["flight", "hotel", "car", "tally", "payment", "mail"];
@@ -203,14 +203,7 @@ async fn pause_resume_reset_signal_and_resolve() {
         noting(&client, "long", &log).activity("pay", |_| async { Err(Failure::new("the line is dead")) }),
     );
     client.start_saga(SagaStart::new("long", "1")).await.expect("started");
-    let wait_at = async |step: &str| {
-        eventually(&format!("it is at {step}"), async || {
-            let saga = client.saga("1").await.map_err(|error| error.to_string())?;
-            if saga.at == [step] { Ok(()) } else { Err(format!("{:?}", saga.at)) }
-        })
-        .await;
-    };
-    wait_at("answer").await;
+    wait_at(&client, "1", "answer").await;
     assert!(client.pause_saga("1", "lunch").await.expect("paused"));
     assert!(!client.pause_saga("1", "lunch").await.expect("it was"));
     assert_eq!(client.saga("1").await.expect("read").status, "paused");
@@ -234,18 +227,14 @@ async fn pause_resume_reset_signal_and_resolve() {
 
     // Back to the first step, and then cancelled.
     client.start_saga(SagaStart::new("long", "2")).await.expect("started");
-    let at_answer = async || {
-        let saga = client.saga("2").await.map_err(|error| error.to_string())?;
-        if saga.at == ["answer"] { Ok(()) } else { Err(format!("{:?}", saga.at)) }
-    };
-    eventually("it waits", at_answer).await;
+    wait_at(&client, "2", "answer").await;
     client.reset_saga("2", "first").await.expect("goes back");
     eventually("it was undone and done again", async || {
         let did = log.lock().clone();
         if did.len() == 3 { Ok(()) } else { Err(format!("{did:?}")) }
     })
     .await;
-    eventually("it waits again", at_answer).await;
+    wait_at(&client, "2", "answer").await;
     client.reset_saga("2", "last").await.expect_err("not come to yet");
     client.reset_saga("2", "nothing").await.expect_err("no such step");
     client.cancel_saga("2", "").await.expect("cancelled");

@@ -7,7 +7,7 @@ use kvorum::rpc::v1::saga_client::SagaClient;
 use kvorum::saga::{Saga, Step};
 use kvorum::testing::TestStore;
 
-use super::{Log, noting, spawn};
+use super::{Log, noting, spawn, wait_at};
 use crate::support::{Cluster, eventually};
 
 const KIB: usize = 1_024;
@@ -136,14 +136,7 @@ async fn a_request_that_is_sent_again_is_done_once() {
     client.define_saga(&saga.check().expect("a definition")).await.expect("defined");
     let worker = spawn(noting(&client, "long", &log));
     client.start_saga(SagaStart::new("long", "1")).await.expect("started");
-    let waits = async || {
-        eventually("it waits", async || {
-            let saga = client.saga("1").await.map_err(|error| error.to_string())?;
-            if saga.at == ["answer"] { Ok(()) } else { Err(format!("{:?}", saga.at)) }
-        })
-        .await;
-    };
-    waits().await;
+    wait_at(&client, "1", "answer").await;
     let mut raw = SagaClient::connect(format!("http://{}", cluster.nodes[0].grpc)).await.expect("connected");
     let reset = |request_id: &[u8]| v1::ControlSagaRequest {
         header: None,
@@ -161,7 +154,7 @@ async fn a_request_that_is_sent_again_is_done_once() {
         if did == ["first", "undo first", "first"] { Ok(()) } else { Err(format!("{did:?}")) }
     })
     .await;
-    waits().await;
+    wait_at(&client, "1", "answer").await;
     let again = raw.control(reset(&[7; 16])).await.expect("the same").into_inner();
     assert_eq!((first.already, again.already), (false, true));
     assert_eq!(log.lock().len(), 3);

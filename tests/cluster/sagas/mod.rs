@@ -18,6 +18,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::eventually;
+
 /// What handlers were called for, in the order of it.
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -96,6 +98,15 @@ async fn define(client: &Client) {
         .step(Step::activity("payment").handler("do").pivot())
         .step(Step::activity("mail").handler("do"));
     client.define_saga(&trip.check().expect("a definition")).await.expect("defined");
+}
+
+/// Waits until a saga is at a step, and at no other one.
+async fn wait_at(client: &Client, id: &str, step: &str) {
+    eventually(&format!("{id} is at {step}"), async || {
+        let saga = client.saga(id).await.map_err(|error| error.to_string())?;
+        if saga.at == [step] { Ok(()) } else { Err(format!("{:?}", saga.at)) }
+    })
+    .await;
 }
 
 async fn run(client: &Client, id: &str, input: &str) -> SagaView {
